@@ -1,0 +1,105 @@
+"""What every executor offers, and how one is chosen. Knows no framework: each executor's folder is imported when asked for."""
+
+# R wanted rows, V vocabulary
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.hardware import Choice
+from minicpm4.model import ModelConfig, PackedTensor, Step
+
+EXECUTORS = ("native", "reference", "torch")
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """What an executor is made for. Every field is concrete; "auto" was resolved before.
+
+    context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
+    max_step_tokens: the most rows of one step. kv_format: how keys and values are stored ("f32", "f16").
+    threads: CPU threads. isa: instruction set (native only). activations: "int8" or "f32", what quantized weights are
+    multiplied with. device: "cpu" or "cuda" (torch only).
+    """
+
+    context_length: int
+    num_pages: int
+    max_step_tokens: int = 512
+    kv_format: str = "f16"
+    threads: int = 1
+    isa: str | None = None
+    activations: str = "f32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an executor can do; asking for more is an UnsupportedError, raised by `check`."""
+
+    weight_formats: frozenset[str]
+    kv_formats: frozenset[str]
+    activations: frozenset[str]
+    devices: frozenset[str]
+    isas: frozenset[str | None] = frozenset((None,))
+
+    def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
+        asked = [
+            ("weight formats", set(weight_formats), self.weight_formats),
+            ("KV formats", {options.kv_format}, self.kv_formats),
+            ("activations", {options.activations}, self.activations),
+            ("devices", {options.device}, self.devices),
+            ("instruction sets", {options.isa}, self.isas),
+        ]
+        for what, wanted, offered in asked:
+            if wanted - offered:
+                listed = ", ".join(sorted(str(o) for o in offered))
+                raise UnsupportedError(
+                    f"executor {name} cannot do {what}: {', '.join(sorted(str(w) for w in wanted - offered))}",
+                    hint=f"it offers {listed}; or choose another executor of {', '.join(EXECUTORS)}",
+                )
+
+
+class Executor(Protocol):
+    """Runs steps of one model on one device. Owns the weights in its own form and the KV cache's storage; keeps no request state.
+
+    choices: what was decided at load, with reasons. weight_bytes: bytes that decoding one token reads.
+    """
+
+    name: str
+    choices: tuple[Choice, ...]
+    weight_bytes: int
+    kv_bytes: int
+
+    def run(self, step: Step) -> np.ndarray:
+        """Logits, float32 [R, V], owned by the caller until the next call."""
+
+    def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
+        """Fills pages with unit-normal keys and values, for measuring at a depth without computing it."""
+
+    def close(self) -> None:
+        """Frees weights, cache and threads; the executor cannot be used after."""
+
+
+WeightLoader = Callable[[str], PackedTensor]
+
+
+def create_executor(name: str, config: ModelConfig, weights: WeightLoader, *, options: ExecutorOptions, formats: Iterable[str]) -> Executor:
+    """The executor of that name with its weights loaded.
+
+    weights: gives a parameter by its name; called once for each. formats: the storage formats that it will give.
+    Raises ConfigError for an unknown name, UnsupportedError where the executor cannot do what is asked or is not installed.
+    """
+    if name not in EXECUTORS:
+        raise ConfigError(f"there is no executor {name!r}", hint=f"choose one of {', '.join(EXECUTORS)}")
+    try:
+        module = importlib.import_module(f"minicpm4.executors.{name}")
+    except ImportError as error:
+        raise UnsupportedError(f"executor {name} is not installed: {error}", hint=f"pip install 'minicpm4[{name}]'") from error
+    module.CAPABILITIES.check(name, formats, options)
+    return module.create(config, weights, options)

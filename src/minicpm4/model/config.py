@@ -1,0 +1,249 @@
+"""What a model is: sizes, scales, rotary embedding, sparse attention. Parsed once, frozen, every field concrete.
+
+Knows the keys of Hugging Face's config.json; a GGUF file's keys are `checkpoint.gguf_model`'s. Custom code that a
+config points to (`auto_map`) is never imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minicpm4.errors import ConfigError
+
+LIMIT = 1 << 24  # no size of a real model reaches it; a hostile one must not make us allocate
+
+
+def require(is_valid: bool, name: str, value: object, expected: str) -> None:
+    if not is_valid:
+        raise ConfigError(f"{name} is {value!r:.200}, expected {expected}", hint="correct the model's config")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """theta: base of the frequencies.
+
+    short_factors, long_factors: divisor of each of the head_dim / 2 frequencies; None means ones. The long ones apply
+    to contexts longer than original_context (tokens); None means that the short ones always apply.
+    magnitude: factor on cosines and sines.
+    """
+
+    theta: float = 10000.0
+    short_factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
+    original_context: int | None = None
+    magnitude: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("rope theta", self.theta), ("rope magnitude", self.magnitude)):
+            require(math.isfinite(value) and value > 0, name, value, "a positive number")
+        for factors in (self.short_factors, self.long_factors):
+            require(factors is None or all(math.isfinite(f) and f > 0 for f in factors), "rope factors", factors, "positive numbers")
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """InfLLM v2 (arXiv 2509.24663), in tokens unless said; the names and defaults are those of the checkpoints' `sparse_config`.
+
+    A query attends to `init_blocks` first blocks, the blocks of its local window, and the best of the rest, `topk`
+    blocks in all beside the window; sequences shorter than dense_len attend to everything.
+    """
+
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    block_size: int = 64
+    init_blocks: int = 1
+    window_size: int = 2048
+    topk: int = 64
+    dense_len: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "kernel_stride", "block_size", "init_blocks", "window_size", "topk"):
+            require(0 < getattr(self, name) < LIMIT, f"sparse {name}", getattr(self, name), "a positive whole number")
+        require(self.dense_len >= -1, "sparse dense_len", self.dense_len, "-1 (never dense) or a number of tokens")
+        require(self.window_size % self.block_size == 0, "sparse window_size", self.window_size, f"a multiple of the block, {self.block_size}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder of the Llama family with MiniCPM's scales.
+
+    embedding_scale multiplies embeddings, residual_scale every branch that is added to the residual stream,
+    1 / logit_divisor the last hidden state before the head; all are 1 for a plain Llama.
+    context_length: the tokens that the published model is made for. bos_id and eos_ids come from the config; the tokenizer may know better.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int
+    norm_eps: float = 1e-5
+    rope: RopeConfig = RopeConfig()
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
+    has_tied_head: bool = False
+    sparse: SparseConfig | None = None
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and 0 < value < LIMIT, name, value, "a positive whole number")
+        require(0 < self.context_length < 1 << 31, "context_length", self.context_length, "a positive whole number")
+        require(self.num_layers <= 1024, "num_layers", self.num_layers, "at most 1024")
+        require(self.num_heads % self.num_kv_heads == 0, "num_heads", self.num_heads, f"a multiple of num_kv_heads, {self.num_kv_heads}")
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even")
+        for name in ("norm_eps", "embedding_scale", "residual_scale", "logit_divisor"):
+            require(math.isfinite(getattr(self, name)) and getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for factors in (self.rope.short_factors, self.rope.long_factors):
+            require(factors is None or len(factors) == self.head_dim // 2, "rope factors", factors, f"{self.head_dim // 2} numbers, one a frequency")
+
+    @property
+    def is_plain_llama(self) -> bool:
+        return self.embedding_scale == self.residual_scale == self.logit_divisor == 1.0
+
+
+# Keys that do not change inference, or that restate what the weights say; they are read by being known.
+HF_SILENT_KEYS = frozenset(
+    "_name_or_path architectures attention_dropout bos_token_id dtype eos_token_id hidden_act initializer_range mlp_bias attention_bias "
+    "model_type mup_denominator pad_token_id pretraining_tp torch_dtype transformers_version unsloth_version use_cache rope_interleaved "
+    "transformers.js_config is_llama_config tie_word_embeddings".split()
+)
+HF_ARCHITECTURES = frozenset(("MiniCPMForCausalLM", "MiniCPM4ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"))
+
+
+class KeyReader:
+    """Reads values out of somebody else's mapping, checks their types, and remembers which keys nobody asked for."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.values, self.source, self.seen = values, source, set[str]()
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        self.seen.add(key)
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{self.source}: {key} is {value!r:.80}, expected {kind.__name__}", hint="correct the model's config")
+        return value
+
+    def need(self, key: str, kind: type) -> Any:
+        value = self.get(key, kind)
+        if value is None:
+            raise ConfigError(f"{self.source}: {key} is missing", hint="check that this is a causal language model's config")
+        return value
+
+    def unread(self) -> list[str]:
+        return sorted(str(key) for key in self.values.keys() - self.seen)
+
+
+def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
+    """A config.json's model and the warnings to show: keys that were not understood, code that was not run.
+
+    Raises ConfigError where a key is missing, has the wrong type, or asks for an architecture that this is not.
+    """
+    keys = KeyReader(values, "config.json")
+    architectures = keys.get("architectures", list, [])
+    if architectures and not HF_ARCHITECTURES & {a for a in architectures if isinstance(a, str)}:
+        raise ConfigError(f"architecture {architectures} is not supported", hint=f"supported: {', '.join(sorted(HF_ARCHITECTURES))}")
+    for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("pretraining_tp", 1), ("rope_interleaved", False)):
+        if values.get(key, only) not in (only, None):
+            raise ConfigError(f"config.json: {key} is {values[key]!r}, only {only!r} is supported", hint="this is not a plain MiniCPM4 or Llama model")
+    is_minicpm = any(isinstance(a, str) and a.startswith("MiniCPM") for a in architectures) or keys.get("model_type", str) == "minicpm"
+    hidden, layers, heads = keys.need("hidden_size", int), keys.need("num_hidden_layers", int), keys.need("num_attention_heads", int)
+    require(0 < layers <= 1024 and 0 < heads < LIMIT, "layers, heads", (layers, heads), "positive whole numbers")
+    context, head_dim = keys.get("max_position_embeddings", int, 2048), keys.get("head_dim", int, hidden // heads)
+    eos = values.get("eos_token_id")
+    warnings = ["auto_map names custom code; it is ignored, this package has its own"] if keys.get("auto_map", dict) else []
+    config = ModelConfig(
+        vocab_size=keys.need("vocab_size", int),
+        hidden_size=hidden,
+        intermediate_size=keys.need("intermediate_size", int),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=keys.get("num_key_value_heads", int, heads),
+        head_dim=head_dim,
+        context_length=context,
+        norm_eps=keys.get("rms_norm_eps", float, 1e-6),
+        rope=rope_from_hf(keys, head_dim, context),
+        embedding_scale=keys.get("scale_emb", float, 1.0),
+        residual_scale=keys.get("scale_depth", float, 1.0) / math.sqrt(layers) if is_minicpm else 1.0,
+        logit_divisor=hidden / keys.get("dim_model_base", int, 1 if is_minicpm else hidden),
+        has_tied_head=keys.get("tie_word_embeddings", bool, is_minicpm),
+        sparse=sparse_from_hf(keys, warnings),
+        bos_id=keys.get("bos_token_id", int),
+        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+    window = keys.get("sliding_window", int)
+    if window is not None and window < context:
+        raise ConfigError(f"config.json: sliding_window {window} is not supported", hint="only full attention and InfLLM v2 are")
+    unread = [key for key in keys.unread() if key not in HF_SILENT_KEYS]
+    if unread:
+        warnings.append(f"config.json: ignored keys {', '.join(unread)}")
+    return config, warnings
+
+
+def sparse_from_hf(keys: KeyReader, warnings: list[str]) -> SparseConfig | None:
+    block = keys.get("sparse_config", dict)
+    if block is None:
+        return None
+    inner = KeyReader(block, "config.json sparse_config")
+    if inner.get("use_nope", bool, False):
+        raise ConfigError("config.json: sparse_config.use_nope is not supported", hint="no published model sets it")
+    values = {name: inner.get(name, int, default) for name, default in ((f, getattr(SparseConfig, f)) for f in SparseConfig.__dataclass_fields__)}
+    if inner.unread():
+        warnings.append(f"config.json: ignored sparse_config keys {', '.join(inner.unread())}")
+    return SparseConfig(**values)
+
+
+def rope_from_hf(keys: KeyReader, head_dim: int, context: int) -> RopeConfig:
+    """`rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both."""
+    parameters = keys.get("rope_parameters", dict)
+    theta, block = keys.get("rope_theta", float, 10000.0), keys.get("rope_scaling", dict) or parameters or {}
+    scaling = KeyReader(block, "config.json rope_scaling")
+    theta = scaling.get("rope_theta", float, theta)
+    kind = scaling.get("rope_type", str, scaling.get("type", str, "default"))
+    if kind == "default":
+        return RopeConfig(theta)
+    if kind == "linear":
+        factors = (scaling.need("factor", float),) * (head_dim // 2)
+        return RopeConfig(theta, factors, factors)
+    if kind == "llama3":
+        factors = llama3_factors(scaling, theta, head_dim)
+        return RopeConfig(theta, factors, factors)
+    if kind == "longrope":
+        original = scaling.get("original_max_position_embeddings", int) or keys.get("original_max_position_embeddings", int, context)
+        require(original > 1, "original_max_position_embeddings", original, "more than 1")
+        stretch = max(1.0, context / original)
+        magnitude = scaling.get("attention_factor", float, math.sqrt(1 + math.log(stretch) / math.log(original)))
+        short, long = (factor_list(scaling.need(name, list)) for name in ("short_factor", "long_factor"))
+        return RopeConfig(theta, short, long, original, magnitude)
+    raise ConfigError(f"config.json: rope type {kind!r} is not supported", hint="supported: default, linear, llama3, longrope")
+
+
+def factor_list(values: list[Any]) -> tuple[float, ...]:
+    require(all(isinstance(v, int | float) and not isinstance(v, bool) for v in values), "rope factors", values, "numbers")
+    return tuple(float(v) for v in values)
+
+
+def llama3_factors(scaling: KeyReader, theta: float, head_dim: int) -> tuple[float, ...]:
+    """Divisors of Llama 3.1's scaling: long wavelengths by `factor`, short ones by 1, a ramp between (Meta's published rule)."""
+    factor, low, high = scaling.need("factor", float), scaling.need("low_freq_factor", float), scaling.need("high_freq_factor", float)
+    original = scaling.need("original_max_position_embeddings", int)
+    require(factor > 0 and high > low > 0, "llama3 rope scaling", (factor, low, high), "factor > 0 and high_freq_factor > low_freq_factor > 0")
+    factors = []
+    for i in range(head_dim // 2):
+        wavelength = 2 * math.pi * theta ** (2 * i / head_dim)
+        blend = min(1.0, max(0.0, (original / wavelength - low) / (high - low)))  # 1 keeps the frequency, 0 divides it
+        factors.append(1 / ((1 - blend) / factor + blend))
+    return tuple(factors)

@@ -1,0 +1,65 @@
+"""The operations that a forward pass is written in. Every executor implements them; nothing else runs a model.
+
+Knows shapes and meanings only. An `Array` is whatever the executor computes with (numpy, torch, a name in a recorded
+program); a `Weight` is a parameter in whatever form the executor keeps it.
+"""
+
+# T rows (tokens), R wanted rows, K in features, N out features, H query heads, G kv heads, D head dim, V vocabulary
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from minicpm4.model.rope import RopeTable
+
+Array = TypeVar("Array")
+Weight = TypeVar("Weight")
+
+
+class StepInputs(Protocol[Array]):
+    """The fields of `model.step.Step` that a forward pass touches; a recording executor passes names for them."""
+
+    tokens_T: Array
+    positions_T: Array
+    wanted_R: Array
+
+
+class Ops(Protocol[Array, Weight]):
+    """Operations on float arrays [rows, features]. The dtype of activations is the executor's; logits are float32.
+
+    Implementations may assume that shapes agree, since `model.assemble` checked every weight against the config.
+    """
+
+    def embed(self, table: Weight, tokens_T: Array) -> Array:
+        """Rows of the table [V, K] -> [T, K]."""
+
+    def scale(self, x_TK: Array, factor: float) -> Array:
+        """x * factor."""
+
+    def rms_norm(self, x_TK: Array, weight_K: Weight, eps: float) -> Array:
+        """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 over the last axis."""
+
+    def linear(self, x_TK: Array, weight_NK: Weight) -> Array:
+        """x @ weight.T -> [T, N]."""
+
+    def rotation(self, positions_T: Array, table: RopeTable) -> Array:
+        """Cosines and sines of every row's angles, made once a step; the value is opaque and only `rope` reads it."""
+
+    def rope(self, x_TK: Array, rotation: Array) -> Array:
+        """Rotates every head of x [T, heads * D]: dimension i pairs with i + D/2 (the half-split, "NeoX", layout)."""
+
+    def attend(self, q_THD: Array, k_TGD: Array, v_TGD: Array, *, layer: int, step: StepInputs[Array]) -> Array:
+        """Writes k and v to the step's slots of this layer's cache, then attends causally to the step's pages.
+
+        q [T, H*D], k and v [T, G*D] -> [T, H*D]; scores are divided by sqrt(D); softmax in float32. Query head h
+        reads kv head h // (H // G). A row sees its own sequence's tokens up to its own position.
+        """
+
+    def swiglu(self, gate_TK: Array, up_TK: Array) -> Array:
+        """silu(gate) * up."""
+
+    def add_scaled(self, x_TK: Array, y_TK: Array, factor: float) -> Array:
+        """x + y * factor."""
+
+    def take(self, x_TK: Array, rows_R: Array) -> Array:
+        """The given rows of x -> [R, K]."""

@@ -1,0 +1,51 @@
+"""One step of the engine: everything that a forward pass needs to know about its tokens, complete when made.
+
+Planned by the engine, read by executors. Knows pages and rows; does not know tensors, requests or text.
+"""
+
+# T tokens in the step, S sequences in the step, P pages of the longest sequence, R rows whose logits are wanted
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PAGE_TOKENS = 64  # a page of the KV cache is a block of InfLLM v2
+
+
+def pages_for(num_tokens: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-num_tokens // PAGE_TOKENS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tokens of several sequences in one ragged batch; all arrays are contiguous int32.
+
+    tokens_T: token ids; the rows of one sequence are consecutive and in order of position.
+    positions_T: position of each token in its sequence, from 0.
+    slots_T: where a token's key and value are written: page id * PAGE_TOKENS + offset in the page.
+    starts_S1: rows [starts[s], starts[s + 1]) belong to sequence s.
+    lengths_S: tokens of sequence s in the cache once this step is written.
+    pages_SP: page ids of each sequence in order of position; entries past its length are -1.
+    wanted_R: the rows whose logits are wanted, ascending.
+    """
+
+    tokens_T: np.ndarray
+    positions_T: np.ndarray
+    slots_T: np.ndarray
+    starts_S1: np.ndarray
+    lengths_S: np.ndarray
+    pages_SP: np.ndarray
+    wanted_R: np.ndarray
+
+    def __post_init__(self) -> None:
+        num_tokens, num_sequences = len(self.tokens_T), len(self.lengths_S)
+        assert len(self.positions_T) == len(self.slots_T) == num_tokens, "one position and one slot a token"
+        assert len(self.starts_S1) == num_sequences + 1 and self.starts_S1[-1] == num_tokens, "starts cover all rows"
+        assert self.pages_SP.ndim == 2 and len(self.pages_SP) == num_sequences, "one row of pages a sequence"
+        assert all(
+            a.dtype == np.int32 and a.flags.c_contiguous
+            for a in (self.tokens_T, self.positions_T, self.slots_T, self.starts_S1, self.lengths_S, self.pages_SP, self.wanted_R)
+        ), "step arrays are contiguous int32"

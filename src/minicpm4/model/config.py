@@ -135,6 +135,8 @@ class KeyReader:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{self.source}: {key} is {value!r:.80}, expected {kind.__name__}", hint="correct the model's config")
+        if (kind is int and abs(value) >= 1 << 63) or (kind is float and not math.isfinite(value)):
+            raise ConfigError(f"{self.source}: {key} is out of range", hint="correct the model's config")
         return value
 
     def need(self, key: str, kind: type) -> Any:
@@ -163,7 +165,11 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
     hidden, layers, heads = keys.need("hidden_size", int), keys.need("num_hidden_layers", int), keys.need("num_attention_heads", int)
     require(0 < layers <= 1024 and 0 < heads < LIMIT, "layers, heads", (layers, heads), "positive whole numbers")
     context, head_dim = keys.get("max_position_embeddings", int, 2048), keys.get("head_dim", int, hidden // heads)
+    base = keys.get("dim_model_base", int, 1 if is_minicpm else hidden)
+    require(0 < head_dim < LIMIT and 0 < base < LIMIT, "head_dim, dim_model_base", (head_dim, base), "positive whole numbers")
     eos = values.get("eos_token_id")
+    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    require(all(type(i) is int for i in eos_ids), "eos_token_id", eos, "whole numbers")
     warnings = ["auto_map names custom code; it is ignored, this package has its own"] if keys.get("auto_map", dict) else []
     config = ModelConfig(
         vocab_size=keys.need("vocab_size", int),
@@ -178,11 +184,11 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
         rope=rope_from_hf(keys, head_dim, context),
         embedding_scale=keys.get("scale_emb", float, 1.0),
         residual_scale=keys.get("scale_depth", float, 1.0) / math.sqrt(layers) if is_minicpm else 1.0,
-        logit_divisor=hidden / keys.get("dim_model_base", int, 1 if is_minicpm else hidden),
+        logit_divisor=hidden / base,
         has_tied_head=keys.get("tie_word_embeddings", bool, is_minicpm),
         sparse=sparse_from_hf(keys, warnings),
         bos_id=keys.get("bos_token_id", int),
-        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        eos_ids=eos_ids,
     )
     window = keys.get("sliding_window", int)
     if window is not None and window < context:
@@ -212,6 +218,7 @@ def rope_from_hf(keys: KeyReader, head_dim: int, context: int) -> RopeConfig:
     theta, block = keys.get("rope_theta", float, 10000.0), keys.get("rope_scaling", dict) or parameters or {}
     scaling = KeyReader(block, "config.json rope_scaling")
     theta = scaling.get("rope_theta", float, theta)
+    require(theta > 0 and head_dim <= 1 << 16, "rope theta, head_dim", (theta, head_dim), "positive, and at most 65536")
     kind = scaling.get("rope_type", str, scaling.get("type", str, "default"))
     if kind == "default":
         return RopeConfig(theta)

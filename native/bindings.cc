@@ -1,0 +1,191 @@
+// Python's view of the native executor. Shapes were checked by the caller; sizes are checked here once more, by name.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <random>
+#include <stdexcept>
+
+#include "half.h"
+#include "packing.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace minicpm4;
+
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
+
+constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0"};
+
+Format format_named(const std::string& name) {
+  for (int i = 0; i < kNumFormats; ++i)
+    if (name == kFormatNames[i]) return static_cast<Format>(i);
+  throw std::invalid_argument("no format " + name);
+}
+
+// The instruction sets that were built and that this CPU has, best first.
+std::vector<const Kernels*> usable_kernels() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (has_avx512 && kernels_avx512()) found.push_back(kernels_avx512());
+  if (has_avx2 && kernels_avx2()) found.push_back(kernels_avx2());
+#endif
+  if (kernels_neon()) found.push_back(kernels_neon());
+  found.push_back(kernels_generic());
+  return found;
+}
+
+const Kernels& kernels_named(const std::string& isa) {
+  for (const Kernels* kernels : usable_kernels())
+    if (isa == kernels->name) return *kernels;
+  throw std::invalid_argument("this machine cannot run " + isa);
+}
+
+struct PackedWeight {
+  std::shared_ptr<const Memory> memory;
+  Weight weight;
+};
+
+PackedWeight pack(const std::string& format_name, int rows, int columns, const Bytes& stored, Team& team) {
+  const Format format = format_named(format_name);
+  const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
+  if (columns % block_columns(format) != 0 || stored.shape(0) != static_cast<size_t>(rows) || stored.shape(1) != row_bytes || stored.stride(1) != 1)
+    throw std::invalid_argument("stored bytes do not fit the shape");
+  Weight weight{format, rows, columns, tile_bytes_of(format, columns), nullptr};
+  auto memory = std::make_shared<Memory>(weight.tile_bytes * weight.num_tiles(), true);
+  weight.data = memory->as<uint8_t>();
+  const size_t stride = stored.stride(0);
+  const nb::gil_scoped_release unlocked;
+  team.run([&](int member) {
+    for (int tile = member; tile < weight.num_tiles(); tile += team.size())
+      pack_tile(format, stored.data(), stride, rows, columns, tile, memory->as<uint8_t>() + weight.tile_bytes * tile);
+  });
+  return {memory, weight};
+}
+
+nb::ndarray<nb::numpy, float> owned_array(std::vector<size_t> shape, size_t count, float*& data) {
+  data = new float[count]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return nb::ndarray<nb::numpy, float>(data, shape.size(), shape.data(), owner);
+}
+
+nb::ndarray<nb::numpy, float> unpack(const PackedWeight& packed, int first, int last) {
+  const size_t count = last - first, columns = packed.weight.columns;
+  if (first < 0 || last < first || last > packed.weight.rows) throw std::out_of_range("rows out of range");
+  float* out;
+  auto array = owned_array({count, columns}, count * columns, out);
+  for (int row = first; row < last; ++row) unpack_row(packed.weight, row, out + (row - first) * columns);
+  return array;
+}
+
+nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
+                                  const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& pages, const Ints& wanted, int vocabulary) {
+  const StepView step{tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(),
+                      static_cast<int>(tokens.size()), static_cast<int>(lengths.size()), static_cast<int>(pages.shape(1)), static_cast<int>(wanted.size())};
+  const float* logits;
+  {
+    const nb::gil_scoped_release unlocked;
+    logits = program.run(step);
+  }
+  const size_t shape[2] = {wanted.size(), static_cast<size_t>(vocabulary)};
+  const int64_t strides[2] = {program.result_stride(), 1};
+  return nb::ndarray<nb::numpy, float>(const_cast<float*>(logits), 2, shape, nb::find(program), strides);
+}
+
+void randomize(Program& program, int num_layers, const Ints& pages, uint64_t seed) {
+  const nb::gil_scoped_release unlocked;
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> sample(4099);  // a prime length, so that no two rows line up
+  for (float& x : sample) x = normal(random);
+  for (int l = 0; l < num_layers; ++l) {
+    const KvLayer layer = program.kv_layer(l);
+    size_t at = random() % sample.size();
+    const auto fill = [&](uint8_t* base, size_t elements) {
+      for (size_t p = 0; p < pages.size(); ++p) {
+        for (size_t i = 0; i < elements; ++i, at = at + 1 == sample.size() ? 0 : at + 1) {
+          const size_t index = pages.data()[p] * elements + i;
+          if (layer.format == KvFormat::f32) reinterpret_cast<float*>(base)[index] = sample[at];
+          else reinterpret_cast<uint16_t*>(base)[index] = f32_to_f16(sample[at]);
+        }
+      }
+    };
+    fill(layer.keys, layer.key_page_elements());
+    fill(layer.values, layer.value_page_elements());
+  }
+}
+
+// Bytes a second of reading `bytes` of memory from end to end with the whole team; the best of `repeats`.
+double read_bandwidth(const std::string& isa, Team& team, size_t bytes, int repeats) {
+  const Kernels& kernels = kernels_named(isa);
+  const Memory memory(bytes, true);
+  const size_t share = bytes / sizeof(float) / team.size() / 64 * 64;
+  float* data = memory.as<float>();
+  std::vector<float> sums(team.size() * 16);
+  double best = 0;
+  const nb::gil_scoped_release unlocked;
+  team.run([&](int member) { for (size_t i = 0; i < share; i += 16) data[member * share + i] = 1; });
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    team.run([&](int member) { sums[member * 16] += kernels.read_all(data + member * share, share); });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, share * team.size() * sizeof(float) / seconds.count());
+  }
+  return best;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::class_<Team>(m, "Team").def(nb::init<int>()).def_prop_ro("size", &Team::size);
+
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def_prop_ro("nbytes", [](const PackedWeight& p) { return p.memory->bytes(); })
+      .def("unpack", &unpack, nb::arg("first"), nb::arg("last"));
+  m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"));
+  m.def("usable_isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);
+    return names;
+  });
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("isa"), nb::arg("team"), nb::arg("bytes"), nb::arg("repeats"));
+
+  nb::enum_<Op>(m, "Op")
+      .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
+      .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
+      .value("quantize", Op::quantize).value("store", Op::store).value("multiply", Op::multiply).value("attend", Op::attend);
+
+  nb::class_<Program>(m, "Program")
+      .def("__init__",
+           [](Program* self, const std::string& isa, Team& team, int max_rows, int num_pages, int num_layers, int num_heads, int num_kv_heads, int head_dim,
+              const std::string& kv_format) {
+             const KvFormat format = kv_format == "f32" ? KvFormat::f32 : KvFormat::f16;
+             new (self) Program(kernels_named(isa), team, {max_rows, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads, format});
+           },
+           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::keep_alive<1, 3>())
+      .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.memory, w.weight); })
+      .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })
+      .def("add_buffer", &Program::add_buffer, nb::arg("columns"))
+      .def("begin_phase", &Program::begin_phase, nb::arg("over_wanted"))
+      .def("add",
+           [](Program& p, Op op, int out, int a, int b, int weight, int vector, int layer, float factor) {
+             p.add({op, out, a, b, weight, vector, layer, factor});
+           },
+           nb::arg("op"), nb::kw_only(), nb::arg("out"), nb::arg("a"), nb::arg("b"), nb::arg("weight"), nb::arg("vector"), nb::arg("layer"), nb::arg("factor"))
+      .def_prop_ro("kv_bytes", &Program::kv_bytes)
+      .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
+           nb::arg("wanted"), nb::arg("vocabulary"))
+      .def("randomize", &randomize, nb::arg("num_layers"), nb::arg("pages"), nb::arg("seed"));
+}

@@ -1,0 +1,84 @@
+// The table of kernels that every instruction set provides, and what they work on. No state, no threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace minicpm4 {
+
+constexpr int kPageTokens = 64;
+
+// Activations [rows, columns]. Quantized weights are multiplied with codes where there are codes, else with values.
+struct Rows {
+  const float* values;     // [rows][stride]
+  size_t stride;           // floats between rows; a multiple of 16, zeros past the columns
+  int columns;
+  const int8_t* codes;     // [rows][columns], or null
+  const float* scales;     // [rows][columns / 32]: value = scale * code
+  const float* sums;       // [rows][columns / 32]: scale * sum of the group's codes
+  const float* half_sums;  // [rows][columns / 16]: the same for each half of a group
+};
+
+enum class KvFormat { f32, f16 };
+
+// One layer's keys and values, in pages of 64 tokens. A page of keys is [kv heads][head dim][64 tokens], so that 16
+// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim].
+struct KvLayer {
+  uint8_t *keys, *values;
+  KvFormat format;
+  int num_kv_heads, head_dim;
+
+  int padded_dim() const { return static_cast<int>(round_up(head_dim, 16)); }
+  size_t element_bytes() const { return format == KvFormat::f32 ? 4 : 2; }
+  size_t key_page_elements() const { return static_cast<size_t>(num_kv_heads) * head_dim * kPageTokens; }
+  size_t value_page_elements() const { return static_cast<size_t>(num_kv_heads) * padded_dim() * kPageTokens; }
+};
+
+// Queries of consecutive rows of one sequence against one kv head.
+struct AttendTask {
+  const float* queries;      // [rows][stride], all heads
+  float* out;                // the same shape
+  size_t stride;
+  int first_row, last_row;
+  const int32_t* positions;  // [rows]
+  const int32_t* pages;      // page ids of the sequence
+  int kv_head, group_heads;  // query heads of this kv head
+  float* scratch;            // attend_scratch_floats
+};
+
+constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim) {
+  return static_cast<size_t>(rows) * group_heads * (padded_dim + 2);
+}
+
+struct Kernels {
+  const char* name;
+
+  // out[row][16 * tile ..] = x[row] . weight, for tiles [first_tile, last_tile) and rows [first_row, last_row).
+  // A row's result does not depend on which other rows are computed with it.
+  void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride);
+
+  // One row into groups of 32: scale = max|x| / 127, code = round(x / scale).
+  void (*quantize)(const float* x, int columns, int8_t* codes, float* scales, float* sums, float* half_sums);
+
+  // Element-wise rows; n is a multiple of 16.
+  void (*rms_norm)(const float* x, const float* weight, int columns, float eps, float* out, int n);
+  void (*add_scaled)(const float* x, const float* y, float factor, float* out, int n);
+  void (*scale)(const float* x, float factor, float* out, int n);
+  void (*swiglu)(const float* gate, const float* up, float* out, int n);
+  void (*rope)(const float* x, const float* cosines, const float* sines, int num_heads, int head_dim, float* out);
+
+  void (*store_key_value)(const KvLayer& layer, const float* key, const float* value, int slot);
+  void (*attend)(const KvLayer& layer, const AttendTask& task);
+
+  float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
+};
+
+// The table of an instruction set, or null where it was not built for this architecture.
+const Kernels* kernels_generic();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+const Kernels* kernels_neon();
+
+}  // namespace minicpm4

@@ -1,0 +1,30 @@
+// Kernels for AArch64 NEON with dot products.
+#include <utility>
+
+#include "half.h"
+#include "kernels.h"
+
+#if defined(__ARM_FEATURE_DOTPROD)
+#include "simd/neon.h"
+#define ISA neon
+namespace minicpm4::ISA {
+constexpr int kRowBlock = 4;  // rows of activations that share a decoded weight
+}
+#include "kernels_common.h"
+// after the common pieces
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+
+namespace minicpm4 {
+const Kernels* kernels_neon() {
+  using namespace ISA;
+  static constexpr Kernels table = {kName, multiply, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_key_value, attend, read_all};
+  return &table;
+}
+}  // namespace minicpm4
+#else
+namespace minicpm4 {
+const Kernels* kernels_neon() { return nullptr; }
+}  // namespace minicpm4
+#endif

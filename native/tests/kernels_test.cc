@@ -1,0 +1,247 @@
+// Checks every kernel table that this program was built with and that the machine runs, against plain double arithmetic.
+// Prints one line an instruction set and exits with the number of failures. Needs nothing but the kernels, so that it can be
+// cross-compiled and run under an emulator.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "../half.h"
+#include "../kernels.h"
+#include "../packing.h"
+
+using namespace minicpm4;
+
+namespace {
+
+std::mt19937 generator(7);
+int failures = 0;
+
+float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(generator); }
+
+std::vector<float> random_floats(size_t count) {
+  std::vector<float> values(count);
+  for (float& v : values) v = uniform(-2, 2);
+  return values;
+}
+
+void expect(bool is_right, const char* isa, const char* what, double got, double wanted) {
+  if (is_right) return;
+  if (++failures <= 20) std::printf("%s %s: got %.9g, expected %.9g\n", isa, what, got, wanted);
+}
+
+void expect_near(double got, double wanted, double tolerance, const char* isa, const char* what) {
+  expect(std::fabs(got - wanted) <= tolerance, isa, what, got, wanted);
+}
+
+// 64-byte aligned bytes, as the executor allocates them.
+struct Aligned {
+  explicit Aligned(size_t size) : bytes(size + 64), data(bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64)) {}
+  std::vector<uint8_t> bytes;
+  uint8_t* data;
+};
+
+// Random stored blocks whose scales are ordinary numbers: every code occurs, no scale is infinite.
+std::vector<uint8_t> random_stored(Format format, size_t count) {
+  std::vector<uint8_t> bytes(count);
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(generator());
+  const auto put_half = [&](size_t at, float x) {
+    const uint16_t half = f32_to_f16(x);
+    std::memcpy(&bytes[at], &half, 2);
+  };
+  const size_t block = block_bytes(format);
+  for (size_t at = 0; at < count; at += block) {
+    switch (format) {
+      case Format::f32: {
+        const float x = uniform(-2, 2);
+        std::memcpy(&bytes[at], &x, 4);
+        break;
+      }
+      case Format::f16: put_half(at, uniform(-2, 2)); break;
+      case Format::bf16: {
+        const uint32_t bits = f32_to_bits(uniform(-2, 2));
+        bytes[at] = static_cast<uint8_t>(bits >> 16), bytes[at + 1] = static_cast<uint8_t>(bits >> 24);
+        break;
+      }
+      case Format::q4_1: case Format::q5_1: case Format::q4_k: case Format::q5_k:
+        put_half(at, uniform(-0.1f, 0.1f)), put_half(at + 2, uniform(-1, 1));
+        break;
+      case Format::q6_k: case Format::tq1_0: case Format::tq2_0: put_half(at + block - 2, uniform(-0.1f, 0.1f)); break;
+      default: put_half(at, uniform(-0.1f, 0.1f));
+    }
+  }
+  return bytes;
+}
+
+struct Activations {
+  Activations(const Kernels& k, int count, int columns) : stride(round_up(columns, 16)), values(count * stride), codes(count * columns), scales(count * columns / 16), sums(scales), halves(scales) {
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < columns; ++c) values[i * stride + c] = uniform(-3, 3);
+      if (columns % kGroupColumns == 0)
+        k.quantize(&values[i * stride], columns, &codes[i * columns], &scales[i * columns / 32], &sums[i * columns / 32], &halves[i * columns / 16]);
+    }
+  }
+  Rows rows(int columns, bool is_int8) const {
+    return {values.data(), stride, columns, is_int8 ? codes.data() : nullptr, scales.data(), sums.data(), halves.data()};
+  }
+  size_t stride;
+  std::vector<float> values;
+  std::vector<int8_t> codes;
+  std::vector<float> scales, sums, halves;
+};
+
+void check_multiply(const Kernels& k, Format format, int rows, int columns, int count, bool is_int8) {
+  const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
+  const std::vector<uint8_t> stored = random_stored(format, rows * row_bytes);
+  Weight w{format, rows, columns, tile_bytes_of(format, columns), nullptr};
+  Aligned packed(w.tile_bytes * w.num_tiles());
+  w.data = packed.data;
+  for (int t = 0; t < w.num_tiles(); ++t) pack_tile(format, stored.data(), row_bytes, rows, columns, t, packed.data + w.tile_bytes * t);
+
+  const Activations x(k, count, columns);
+  const size_t out_stride = w.num_tiles() * kTileRows;
+  std::vector<float> out(count * out_stride), alone(out);
+  const Rows view = x.rows(columns, is_int8);
+  k.multiply(w, 0, w.num_tiles(), view, 0, count, out.data(), out_stride);
+  for (int i = 0; i < count; ++i) k.multiply(w, 0, w.num_tiles(), view, i, i + 1, alone.data(), out_stride);
+
+  std::vector<float> weights(columns);
+  for (int r = 0; r < rows; ++r) {
+    unpack_row(w, r, weights.data());
+    for (int i = 0; i < count; ++i) {
+      double wanted = 0, size = 0;
+      for (int c = 0; c < columns; ++c) {
+        const double value = is_int8 ? static_cast<double>(x.scales[(i * columns + c) / 32]) * x.codes[i * columns + c] : x.values[i * x.stride + c];
+        wanted += weights[c] * value;
+        size += std::fabs(weights[c] * value) + 200 * std::fabs(value) * 1e-3;
+      }
+      const float got = out[i * out_stride + r];
+      expect_near(got, wanted, 1e-6 * size * std::sqrt(columns), k.name, is_int8 ? "int8 product" : "float product");
+      expect(got == alone[i * out_stride + r], k.name, "a row alone and in a batch", got, alone[i * out_stride + r]);
+    }
+  }
+  for (size_t r = rows; r < out_stride; ++r) expect(out[r] == 0, k.name, "rows past the end", out[r], 0);
+}
+
+void check_rows(const Kernels& k) {
+  const int n = 48, columns = 40;
+  std::vector<float> a = random_floats(n), b = random_floats(n), out(n), one(n, 1.0f);
+  for (int i = columns; i < n; ++i) a[i] = b[i] = 0;
+  k.add_scaled(a.data(), b.data(), 0.25f, out.data(), n);
+  for (int i = 0; i < n; ++i) expect_near(out[i], a[i] + 0.25 * b[i], 1e-6, k.name, "add_scaled");
+  k.scale(a.data(), 3, out.data(), n);
+  for (int i = 0; i < n; ++i) expect_near(out[i], 3.0 * a[i], 1e-6, k.name, "scale");
+  double squares = 0;
+  for (float v : a) squares += static_cast<double>(v) * v;
+  k.rms_norm(a.data(), b.data(), columns, 1e-5f, out.data(), n);
+  for (int i = 0; i < n; ++i) expect_near(out[i], a[i] / std::sqrt(squares / columns + 1e-5) * b[i], 1e-5, k.name, "rms_norm");
+  for (float x = -100; x <= 100; x += 1.7f) {
+    std::vector<float> gate(16, x), up(16, 1.0f), y(16);
+    k.swiglu(gate.data(), up.data(), y.data(), 16);
+    const double wanted = x / (1 + std::exp(-static_cast<double>(x)));
+    expect_near(y[5], wanted, 1e-6 * std::fabs(wanted) + 1e-30, k.name, "swiglu");
+  }
+  const int dim = 6;
+  std::vector<float> angles = {0.1f, 1.2f, 2.3f}, cosines, sines, x = random_floats(2 * dim), turned(2 * dim);
+  for (float angle : angles) cosines.push_back(std::cos(angle)), sines.push_back(std::sin(angle));
+  k.rope(x.data(), cosines.data(), sines.data(), 2, dim, turned.data());
+  for (int h = 0; h < 2; ++h) for (int i = 0; i < 3; ++i) {
+    const double low = x[h * dim + i], high = x[h * dim + 3 + i];
+    expect_near(turned[h * dim + i], low * std::cos(angles[i]) - high * std::sin(angles[i]), 1e-6, k.name, "rope");
+    expect_near(turned[h * dim + 3 + i], high * std::cos(angles[i]) + low * std::sin(angles[i]), 1e-6, k.name, "rope");
+  }
+}
+
+void check_quantize(const Kernels& k) {
+  std::vector<float> x = random_floats(96);
+  for (int i = 32; i < 64; ++i) x[i] = 0;  // a group of zeros
+  int8_t codes[96];
+  float scales[3], sums[3], halves[6];
+  k.quantize(x.data(), 96, codes, scales, sums, halves);
+  for (int g = 0; g < 3; ++g) {
+    double sum = 0;
+    for (int i = 32 * g; i < 32 * g + 32; ++i) {
+      expect(std::fabs(codes[i] * scales[g] - x[i]) <= scales[g] * 0.5001f, k.name, "quantize", codes[i] * scales[g], x[i]);
+      sum += codes[i];
+    }
+    expect_near(sums[g], sum * scales[g], 1e-5, k.name, "sums");
+    expect_near(halves[2 * g] + halves[2 * g + 1], sums[g], 1e-5, k.name, "half sums");
+  }
+}
+
+void check_attend(const Kernels& k, KvFormat format, int head_dim, int group, int num_kv_heads, int length, int queries) {
+  KvLayer layer{nullptr, nullptr, format, num_kv_heads, head_dim};
+  const int num_pages = (length + kPageTokens - 1) / kPageTokens + 1;
+  Aligned keys(layer.key_page_elements() * layer.element_bytes() * num_pages), values(layer.value_page_elements() * layer.element_bytes() * num_pages);
+  std::memset(keys.data, 0xff, keys.bytes.size() - 64);  // NaN everywhere: whatever is read without having been written shows
+  std::memset(values.data, 0xff, values.bytes.size() - 64);
+  layer.keys = keys.data, layer.values = values.data;
+  std::vector<int32_t> pages(num_pages), positions(queries);
+  for (int p = 0; p < num_pages; ++p) pages[p] = num_pages - 1 - p;
+  for (int i = 0; i < queries; ++i) positions[i] = length - queries + i;
+
+  const int width = num_kv_heads * head_dim, heads = num_kv_heads * group, stride = static_cast<int>(round_up(heads * head_dim, 16));
+  std::vector<float> key = random_floats(length * width), value = random_floats(length * width), q = random_floats(queries * stride), out(queries * stride);
+  if (format == KvFormat::f16) {
+    for (float& v : key) v = f16_to_f32(f32_to_f16(v));
+    for (float& v : value) v = f16_to_f32(f32_to_f16(v));
+  }
+  for (int t = 0; t < length; ++t) k.store_key_value(layer, &key[t * width], &value[t * width], pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
+  std::vector<float> scratch(attend_scratch_floats(queries, group, layer.padded_dim()));
+  for (int g = 0; g < num_kv_heads; ++g)
+    k.attend(layer, {q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), g, group, scratch.data()});
+
+  for (int i = 0; i < queries; ++i) for (int h = 0; h < heads; ++h) {
+    std::vector<double> weights(positions[i] + 1);
+    double total = 0;
+    for (int t = 0; t <= positions[i]; ++t) {
+      double dot = 0;
+      for (int d = 0; d < head_dim; ++d) dot += static_cast<double>(q[i * stride + h * head_dim + d]) * key[t * width + h / group * head_dim + d];
+      total += weights[t] = std::exp(dot / std::sqrt(head_dim));
+    }
+    for (int d = 0; d < head_dim; ++d) {
+      double wanted = 0;
+      for (int t = 0; t <= positions[i]; ++t) wanted += weights[t] / total * value[t * width + h / group * head_dim + d];
+      expect_near(out[i * stride + h * head_dim + d], wanted, 2e-5, k.name, "attend");
+    }
+  }
+}
+
+void check(const Kernels& k) {
+  const int before = failures;
+  for (int f = 0; f < kNumFormats; ++f) {
+    const Format format = static_cast<Format>(f);
+    const int unit = block_columns(format) == 1 ? 7 : block_columns(format);
+    for (const int rows : {1, 16, 33}) for (const int blocks : {1, 3}) for (const int count : {1, 2, 3, 5, 9, 17}) {
+      check_multiply(k, format, rows, unit * blocks, count, false);
+      if (block_columns(format) > 1) check_multiply(k, format, rows, unit * blocks, count, true);
+    }
+  }
+  check_rows(k);
+  check_quantize(k);
+  for (const KvFormat format : {KvFormat::f32, KvFormat::f16}) {
+    check_attend(k, format, 8, 1, 1, 1, 1);
+    check_attend(k, format, 24, 3, 2, 130, 5);
+    check_attend(k, format, 64, 8, 2, 64, 1);
+    check_attend(k, format, 80, 5, 1, 200, 70);
+  }
+  std::printf("%s: %s\n", k.name, failures == before ? "passed" : "failed");
+}
+
+}  // namespace
+
+int main() {
+  std::vector<const Kernels*> tables = {kernels_generic(), kernels_neon()};
+#if defined(MINICPM4_EMULATED)
+  tables.push_back(kernels_avx512());
+#elif defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(kernels_avx2());
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw")) tables.push_back(kernels_avx512());
+#endif
+  for (const Kernels* kernels : tables) if (kernels) check(*kernels);
+  std::printf("%d failures\n", failures);
+  return failures > 0;
+}

@@ -1,0 +1,5 @@
+"""The default executor on a CPU: the forward pass recorded once and replayed in C++ (native/)."""
+
+from minicpm4.executors.native.executor import CAPABILITIES, NativeExecutor, create
+
+__all__ = ["CAPABILITIES", "NativeExecutor", "create"]

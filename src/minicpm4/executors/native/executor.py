@@ -1,0 +1,143 @@
+"""The native executor: packs the weights, builds the program from the recorded forward pass, and replays it in C++.
+
+Knows the C++ module's calls; the kernels, their layouts and their instruction sets are in native/.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+
+from minicpm4 import _native
+from minicpm4.errors import CapacityError
+from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
+from minicpm4.executors.native.record import Call, Named, Value, record
+from minicpm4.executors.native.schedule import add_codes, add_scale_to_embedding, assign_buffers, group_phases
+from minicpm4.hardware import Choice
+from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, PackedTensor, Step, assemble
+
+DENSE_FORMATS = frozenset(("f32", "f16", "bf16"))
+USABLE_ISAS = tuple(_native.usable_isas())
+CAPABILITIES = Capabilities(
+    weight_formats=frozenset(STORAGE_FORMATS),
+    kv_formats=frozenset(("f32", "f16")),
+    activations=frozenset(("int8", "f32")),
+    devices=frozenset(("cpu",)),
+    isas=frozenset((None, *USABLE_ISAS)),
+)
+
+
+def choose_isa(asked: str | None) -> Choice:
+    """The instruction set that will run, and why."""
+    if asked is not None:
+        return Choice("isa", asked, "asked for")
+    missing = {"avx512": "no AVX-512 VNNI", "avx2": "no AVX2", "generic": "no vector extension that we know"}
+    best = USABLE_ISAS[0]
+    skipped = missing.get({"avx2": "avx512", "generic": "avx2"}.get(best, ""), "")
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return Choice("isa", best, f"{skipped} on this CPU" if skipped and is_x86 else "the best that this CPU has")
+
+
+class NativeExecutor:
+    """See `executors.base.Executor`."""
+
+    name = "native"
+
+    def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
+        self.config = config
+        isa = choose_isa(options.isa)
+        self.choices = (isa, Choice("activations", options.activations, "what quantized weights are multiplied with"))
+        self._team = _native.Team(options.threads)
+        try:
+            self._program = _native.Program(
+                isa.value,
+                self._team,
+                max_rows=options.max_step_tokens,
+                num_pages=options.num_pages,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                kv_format=options.kv_format,
+            )
+        except MemoryError as error:
+            raise CapacityError(f"{options.num_pages} pages of KV cache do not fit the memory", hint="lower the context or the number of sequences") from error
+        self.weight_bytes = self._build(weights, options)
+        self.kv_bytes = int(self._program.kv_bytes)
+
+    def _build(self, weights: WeightLoader, options: ExecutorOptions) -> int:
+        """Loads every parameter, records the forward pass, writes the program; returns the bytes that decoding a token reads."""
+        places, formats, packed_bytes = dict[str, int](), dict[str, str](), dict[str, int]()
+
+        def load(name: str) -> Named:
+            tensor = weights(name)
+            formats[name] = tensor.format.name
+            if len(tensor.shape) == 1:
+                places[name] = self._program.add_vector(vector_values(tensor))
+            else:
+                packed = _native.pack(tensor.format.name, *tensor.shape, tensor.data, self._team)
+                places[name], packed_bytes[name] = self._program.add_weight(packed), packed.nbytes
+            return Named(name, tensor.shape)
+
+        model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
+        calls = add_scale_to_embedding(record(model))
+        if options.activations == "int8":
+            calls = add_codes(calls, {name for name, format in formats.items() if format not in DENSE_FORMATS})
+        self._write_program(calls, places)
+        return sum(packed_bytes[call.weight] for call in calls if call.op == "multiply" and call.weight)
+
+    def _write_program(self, calls: list[Call], places: dict[str, int]) -> None:
+        program = self._program
+        phases = group_phases(calls)
+        buffer_of, columns = assign_buffers(phases)
+        for width in columns:
+            program.add_buffer(width)
+
+        def place(value: Value | None) -> int:
+            return -1 if value is None else buffer_of[value.index]
+
+        for phase in phases:
+            program.begin_phase(phase.is_wanted)
+            for call in phase.calls:
+                a, b = (*call.inputs, None, None)[:2]
+                is_vector = call.op == "rms_norm"
+                index = places[call.weight] if call.weight else -1
+                if call.table is not None:
+                    index, is_vector = program.add_vector(np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))), True
+                program.add(
+                    getattr(_native.Op, call.op),
+                    out=place(call.out),
+                    a=place(a),
+                    b=place(b),
+                    weight=-1 if is_vector else index,
+                    vector=index if is_vector else -1,
+                    layer=call.layer,
+                    factor=call.factor,
+                )
+
+    def run(self, step: Step) -> np.ndarray:
+        s = step
+        logits: np.ndarray = self._program.run(
+            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size
+        )
+        return logits
+
+    def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
+        self._program.randomize(self.config.num_layers, np.ascontiguousarray(pages, np.int32), seed)
+
+    def close(self) -> None:
+        self._program = self._team = None
+
+
+def vector_values(tensor: PackedTensor) -> np.ndarray:
+    """A norm's weight as float32; norms are stored dense."""
+    if tensor.format.name == "f32":
+        return np.ascontiguousarray(tensor.data).view(np.float32).reshape(-1)
+    from minicpm4.quant.formats import dequantize
+
+    return np.ascontiguousarray(dequantize(tensor), np.float32).reshape(-1)
+
+
+def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> NativeExecutor:
+    return NativeExecutor(config, weights, options)

@@ -120,6 +120,11 @@ HF_SILENT_KEYS = frozenset(
 HF_ARCHITECTURES = frozenset(("MiniCPMForCausalLM", "MiniCPM4ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"))
 
 
+def is_in_range(number: Any) -> bool:
+    """Whether a file's number is one that arithmetic cannot choke on: finite, and a whole one of at most 63 bits."""
+    return abs(number) < 1 << 63 if isinstance(number, int) else math.isfinite(number)
+
+
 class KeyReader:
     """Reads values out of somebody else's mapping, checks their types, and remembers which keys nobody asked for."""
 
@@ -135,7 +140,7 @@ class KeyReader:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{self.source}: {key} is {value!r:.80}, expected {kind.__name__}", hint="correct the model's config")
-        if (kind is int and abs(value) >= 1 << 63) or (kind is float and not math.isfinite(value)):
+        if kind in (int, float) and not is_in_range(value):
             raise ConfigError(f"{self.source}: {key} is out of range", hint="correct the model's config")
         return value
 

@@ -49,3 +49,18 @@ class Step:
             a.dtype == np.int32 and a.flags.c_contiguous
             for a in (self.tokens_T, self.positions_T, self.slots_T, self.starts_S1, self.lengths_S, self.pages_SP, self.wanted_R)
         ), "step arrays are contiguous int32"
+
+
+def single_step(tokens: np.ndarray, *, start: int = 0, are_all_wanted: bool = False) -> Step:
+    """A step of one sequence that owns pages 0, 1, 2 ...: tokens at positions start and after; logits of the last or of all."""
+    count = len(tokens)
+    positions = np.arange(start, start + count, dtype=np.int32)
+    return Step(
+        tokens_T=np.ascontiguousarray(tokens, np.int32),
+        positions_T=positions,
+        slots_T=positions,
+        starts_S1=np.array([0, count], np.int32),
+        lengths_S=np.array([start + count], np.int32),
+        pages_SP=np.arange(pages_for(start + count), dtype=np.int32)[None],
+        wanted_R=np.arange(count, dtype=np.int32) if are_all_wanted else np.array([count - 1], np.int32),
+    )

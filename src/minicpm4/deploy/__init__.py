@@ -1,0 +1,1 @@
+"""Running a model well on a given machine: for now, measuring how fast it runs."""

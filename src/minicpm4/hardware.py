@@ -36,6 +36,11 @@ def is_offline() -> bool:
     return any(value.lower() in ("1", "true", "yes", "on") for value in (setting("offline") or "", os.environ.get("HF_HUB_OFFLINE", "")))
 
 
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment with some variables set, for a program that it starts."""
+    return {**os.environ, **changes}
+
+
 def cpu_flags() -> frozenset[str]:
     """Feature flags as the kernel names them; empty where there is no /proc/cpuinfo."""
     try:

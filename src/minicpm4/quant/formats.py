@@ -1,78 +1,68 @@
-"""Between float32 and every storage format: one pair of functions, one table.
+"""Between stored tensors and float32 values, for every format of `model.tensors.STORAGE_FORMATS`.
 
-The codecs that the table names hold each format's specification to the bit.
+What the bits of a block mean is beside its codec (dense, blocks, kquants, ternary); here blocks become tensors, a few rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from minicpm4.errors import UnsupportedError
+from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.model import STORAGE_FORMATS, PackedTensor
-from minicpm4.quant import blocks, super_blocks
+from minicpm4.quant import blocks, dense, kquants, ternary
+from minicpm4.quant.codec import Codec
 
-Codec = Callable[[np.ndarray], np.ndarray]
-
-
-def decode_bf16(raw: np.ndarray) -> np.ndarray:
-    """2 bytes: the upper half of a float32."""
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+CODECS: Mapping[str, Codec] = {**dense.CODECS, **blocks.CODECS, **kquants.CODECS, **ternary.CODECS}
+DENSE_FORMATS = frozenset(dense.CODECS)
+ELEMENTS_AT_ONCE = 1 << 18  # intermediate arrays stay in the cache of one core
 
 
-def encode_bf16(values: np.ndarray) -> np.ndarray:
-    """Rounds to nearest, ties to even; a NaN stays one."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16).view(np.uint8)
+def row_groups(num_rows: int, num_columns: int) -> Iterator[slice]:
+    step = max(1, ELEMENTS_AT_ONCE // num_columns)
+    return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
-def decode_as(dtype: type) -> Codec:
-    return lambda raw: np.ascontiguousarray(raw).view(dtype).astype(np.float32)
+def dequantize(tensor: PackedTensor, rows: slice | np.ndarray | None = None) -> np.ndarray:
+    """A new float32 array: [rows, columns] of a matrix, or of those of its rows that are asked for; [columns] of a vector.
 
-
-def encode_as(dtype: type) -> Codec:
-    return lambda values: values.astype(dtype).view(np.uint8)
-
-
-# decode: uint8 [B, block bytes] -> float32 [B, block elements]; encode: the reverse
-CODECS: dict[str, tuple[Codec, Codec]] = {
-    "f32": (decode_as(np.float32), encode_as(np.float32)),
-    "f16": (decode_as(np.float16), encode_as(np.float16)),
-    "bf16": (decode_bf16, encode_bf16),
-    "q8_0": (blocks.decode_q8_0, blocks.encode_q8_0),
-    "q4_0": (blocks.decode_q4_0, blocks.encode_q4_0),
-    "q4_1": (blocks.decode_q4_1, blocks.encode_q4_1),
-    "q5_0": (blocks.decode_q5_0, blocks.encode_q5_0),
-    "q5_1": (blocks.decode_q5_1, blocks.encode_q5_1),
-    "q4_k": (super_blocks.decode_q4_k, super_blocks.encode_q4_k),
-    "q5_k": (super_blocks.decode_q5_k, super_blocks.encode_q5_k),
-    "q6_k": (super_blocks.decode_q6_k, super_blocks.encode_q6_k),
-    "tq1_0": (super_blocks.decode_tq1_0, super_blocks.encode_tq1_0),
-    "tq2_0": (super_blocks.decode_tq2_0, super_blocks.encode_tq2_0),
-}
-
-
-def dequantize(tensor: PackedTensor) -> np.ndarray:
-    """The tensor's values, float32 of its shape. Take rows first where only some are wanted."""
-    decode, _ = CODECS[tensor.format.name]
-    raw = np.ascontiguousarray(tensor.data).reshape(-1, tensor.format.block_bytes)
-    return decode(raw).astype(np.float32, copy=False).reshape(tensor.shape)
+    rows: of a matrix only, what numpy takes as the index of an axis. Any bytes decode; scales that are not finite give
+    infinities and NaN.
+    """
+    assert rows is None or len(tensor.shape) == 2, "only a matrix has rows"
+    codec, num_columns = CODECS[tensor.format.name], tensor.shape[-1]
+    data = tensor.data if rows is None else tensor.data[rows]
+    values = np.empty((len(data), num_columns), np.float32)
+    with np.errstate(all="ignore"):
+        for group in row_groups(len(data), num_columns):
+            packed = np.ascontiguousarray(data[group])
+            values[group] = codec.decode(packed.reshape(-1).view(codec.fields)).reshape(-1, num_columns)
+    return values if len(tensor.shape) == 2 else values[0]
 
 
 def quantize(values: np.ndarray, format_name: str, *, name: str) -> PackedTensor:
-    """Values [rows, columns] or [columns] in the given format, each block by itself: nearest codes, no search.
+    """A matrix [rows, columns] or vector [columns] in the given format, each block for itself.
 
-    Raises UnsupportedError where a row is not a whole number of the format's blocks.
+    name: the tensor's. ConfigError for a format that there is not, or blocks that do not divide a row;
+    CheckpointError for values that the format cannot hold (all hold finite values up to 65504; f32 and bf16 hold anything).
     """
-    storage = STORAGE_FORMATS[format_name]
-    if values.shape[-1] % storage.block_elements:
-        raise UnsupportedError(
-            f"{name}: rows of {values.shape[-1]} are not whole blocks of {storage.block_elements}, which {format_name} needs",
-            hint="choose q8_0, q4_0 or another format with smaller blocks",
+    if format_name not in CODECS:
+        raise ConfigError(f"there is no tensor format {format_name!r}", hint=f"choose one of {', '.join(CODECS)}")
+    codec, storage = CODECS[format_name], STORAGE_FORMATS[format_name]
+    matrix = np.atleast_2d(np.asarray(values, np.float32))
+    if matrix.shape[-1] % storage.block_elements:
+        raise ConfigError(
+            f"{name}: {format_name} stores blocks of {storage.block_elements}, rows have {matrix.shape[-1]} elements",
+            hint="choose a format of smaller blocks, or f16",
         )
-    _, encode = CODECS[format_name]
-    raw = encode(np.ascontiguousarray(values, np.float32).reshape(-1, storage.block_elements))
-    num_rows = values.shape[0] if values.ndim == 2 else 1
-    return PackedTensor(name, storage, tuple(values.shape), raw.reshape(num_rows, -1))
+    data = np.empty((len(matrix), storage.row_bytes(matrix.shape[-1])), np.uint8)
+    try:
+        for group in row_groups(*matrix.shape):
+            packed = codec.encode(matrix[group].reshape(-1, storage.block_elements))
+            data[group] = packed.view(np.uint8).reshape(-1, data.shape[1])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{name} cannot be stored as {format_name}: {error}", hint="check the tensor for NaN, or choose bf16"
+        ) from error
+    return PackedTensor(name, storage, tuple(values.shape), data)

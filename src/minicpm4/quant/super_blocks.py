@@ -77,7 +77,9 @@ def k_affine_codes(values: np.ndarray, *, largest: int) -> tuple[np.ndarray, np.
     lowest_B8 = np.minimum(x.min(axis=2), 0)
     step_B8 = (x.max(axis=2) - lowest_B8) / largest
     d_B1, m_B1 = (stored_scale(v.max(axis=1, keepdims=True) / 63) for v in (step_B8, -lowest_B8))
-    scales, offsets = (np.clip(np.rint(divide(v, np.broadcast_to(d, v.shape))), 0, 63).astype(np.uint8) for v, d in ((step_B8, d_B1), (-lowest_B8, m_B1)))
+    scales, offsets = (
+        np.clip(np.rint(divide(v, np.broadcast_to(d, v.shape))), 0, 63).astype(np.uint8) for v, d in ((step_B8, d_B1), (-lowest_B8, m_B1))
+    )
     step = np.broadcast_to((d_B1 * scales)[:, :, None], x.shape)
     codes = np.clip(np.rint(divide(x + (m_B1 * offsets)[:, :, None], step)), 0, largest).astype(np.uint8)
     return np.concatenate((half_bytes(d_B1), half_bytes(m_B1), k_scale_bytes(scales, offsets)), axis=1), codes
@@ -145,7 +147,10 @@ def read_trits(raw_BX: np.ndarray, count: int) -> np.ndarray:
 
 def encode_tq1_0(values: np.ndarray) -> np.ndarray:
     scales, trits = ternary_codes(values)
-    parts = [join_trits(trits[:, first:last].reshape(len(trits), count, -1)) for first, last, count in ((0, 160, 5), (160, 240, 5), (240, 256, 4))]
+    parts = [
+        join_trits(trits[:, first:last].reshape(len(trits), count, -1))
+        for first, last, count in ((0, 160, 5), (160, 240, 5), (240, 256, 4))
+    ]
     return np.concatenate((*parts, half_bytes(scales)), axis=1)
 
 

@@ -1,0 +1,54 @@
+"""Runs the forward pass in numpy. Weights are dequantized once and kept as float32: four bytes a weight, whatever the file holds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
+from minicpm4.executors.reference.ops import ReferenceCache, ReferenceOps, ReferenceWeight
+from minicpm4.hardware import Choice
+from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
+from minicpm4.quant import dequantize
+
+CAPABILITIES = Capabilities(
+    weight_formats=frozenset(STORAGE_FORMATS),
+    kv_formats=frozenset(("f32", "f16")),
+    activations=frozenset(("int8", "f32")),
+    devices=frozenset(("cpu",)),
+)
+KV_DTYPES = {"f32": np.float32, "f16": np.float16}
+
+
+class ReferenceExecutor:
+    """See `executors.base.Executor`. activations "int8" rounds the inputs of low-bit weights as the integer kernels do."""
+
+    name = "reference"
+
+    def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
+        def load(name: str) -> ReferenceWeight:
+            tensor = weights(name)
+            return ReferenceWeight(dequantize(tensor), is_low_bit=tensor.format.block_elements > 1)
+
+        self.choices: tuple[Choice, ...] = (Choice("activations", options.activations, "rounded in float32, as integer kernels round"),)
+        self._model: Model[ReferenceWeight] = assemble(config, load, context_length=options.context_length)
+        self._cache = ReferenceCache.empty(config, options.num_pages, KV_DTYPES[options.kv_format])
+        self._ops = ReferenceOps(config, self._cache, rounds_activations=options.activations == "int8")
+        matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
+        self.weight_bytes = sum(weight.values.nbytes for weight in (*matrices, self._model.norm, self._model.head))
+        self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes
+
+    def run(self, step: Step) -> np.ndarray:
+        logits: np.ndarray = forward(self._ops, self._model, step)
+        return logits
+
+    def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for stored in (self._cache.keys, self._cache.values):
+            stored[:, pages] = random.standard_normal(stored[:, pages].shape, dtype=np.float32)
+
+    def close(self) -> None:
+        del self._model, self._cache, self._ops
+
+
+def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> ReferenceExecutor:
+    return ReferenceExecutor(config, weights, options)

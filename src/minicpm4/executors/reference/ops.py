@@ -1,0 +1,101 @@
+"""The operations of `model.ops` in numpy, close to the paper."""
+
+# T rows, H query heads, G kv heads, J query heads of a kv head, D head dim, L tokens in the cache, P pages
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
+from minicpm4.model.rope import RopeTable, rope_angles
+from minicpm4.quant import round_activations
+
+Rotation = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ReferenceWeight:
+    """values: float32. is_low_bit: stored in blocks, so that its inputs may be rounded to int8 as integer kernels round them."""
+
+    values: np.ndarray
+    is_low_bit: bool
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """keys, values: [layers, P, PAGE_TOKENS, G, D] in the storage dtype; what was never written is NaN."""
+
+    keys: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def empty(cls, config: ModelConfig, num_pages: int, dtype: type) -> ReferenceCache:
+        shape = (config.num_layers, num_pages, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
+        return cls(np.full(shape, np.nan, dtype), np.full(shape, np.nan, dtype))
+
+
+class ReferenceOps:
+    """See `model.ops.Ops`."""
+
+    def __init__(self, config: ModelConfig, cache: ReferenceCache, *, rounds_activations: bool) -> None:
+        self.config, self.cache, self.rounds_activations = config, cache, rounds_activations
+
+    def embed(self, table: ReferenceWeight, tokens_T: np.ndarray) -> np.ndarray:
+        return table.values[tokens_T]
+
+    def scale(self, x_TK: np.ndarray, factor: float) -> np.ndarray:
+        return x_TK * np.float32(factor)
+
+    def rms_norm(self, x_TK: np.ndarray, weight_K: ReferenceWeight, eps: float) -> np.ndarray:
+        mean_square = np.mean(x_TK * x_TK, axis=-1, keepdims=True)
+        return x_TK / np.sqrt(mean_square + np.float32(eps)) * weight_K.values
+
+    def linear(self, x_TK: np.ndarray, weight_NK: ReferenceWeight) -> np.ndarray:
+        x = round_activations(x_TK) if self.rounds_activations and weight_NK.is_low_bit else x_TK
+        return x @ weight_NK.values.T
+
+    def rotation(self, positions_T: np.ndarray, table: RopeTable) -> Rotation:
+        return rope_angles(table, positions_T)
+
+    def rope(self, x_TK: np.ndarray, rotation: Rotation) -> np.ndarray:
+        cosines, sines = (part[:, None, :] for part in rotation)
+        first, second = np.split(x_TK.reshape(len(x_TK), -1, self.config.head_dim), 2, axis=-1)
+        turned = np.concatenate((first * cosines - second * sines, second * cosines + first * sines), axis=-1)
+        return turned.reshape(x_TK.shape)
+
+    def attend(self, q_THD: np.ndarray, k_TGD: np.ndarray, v_TGD: np.ndarray, *, layer: int, step: Step) -> np.ndarray:
+        c = self.config
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        pages, offsets = np.divmod(step.slots_T, PAGE_TOKENS)
+        keys[pages, offsets] = k_TGD.reshape(-1, c.num_kv_heads, c.head_dim)
+        values[pages, offsets] = v_TGD.reshape(-1, c.num_kv_heads, c.head_dim)
+        q_TGJD = q_THD.reshape(len(q_THD), c.num_kv_heads, -1, c.head_dim)
+        out = np.empty_like(q_TGJD)
+        for sequence, length in enumerate(step.lengths_S):
+            rows = slice(step.starts_S1[sequence], step.starts_S1[sequence + 1])
+            pages = step.pages_SP[sequence, : -(-length // PAGE_TOKENS)]
+            seen_keys, seen_values = (stored[pages].reshape(-1, *stored.shape[2:])[:length].astype(np.float32) for stored in (keys, values))
+            out[rows] = attend_dense(q_TGJD[rows], seen_keys, seen_values, step.positions_T[rows])
+        return out.reshape(q_THD.shape)
+
+    def swiglu(self, gate_TK: np.ndarray, up_TK: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # exp of a large number is infinite, and its reciprocal the right 0
+            return gate_TK / (1 + np.exp(-gate_TK)) * up_TK
+
+    def add_scaled(self, x_TK: np.ndarray, y_TK: np.ndarray, factor: float) -> np.ndarray:
+        return x_TK + y_TK * np.float32(factor)
+
+    def take(self, x_TK: np.ndarray, rows_R: np.ndarray) -> np.ndarray:
+        return x_TK[rows_R]
+
+
+def attend_dense(q_TGJD: np.ndarray, k_LGD: np.ndarray, v_LGD: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+    """softmax(q k / sqrt(D)) v over the tokens at or before each query's position."""
+    scores_GJTL = np.einsum("tgjd,lgd->gjtl", q_TGJD, k_LGD, optimize=True) / np.float32(np.sqrt(q_TGJD.shape[-1]))
+    scores_GJTL[..., np.arange(len(k_LGD))[None, :] > positions_T[:, None]] = -np.inf
+    weights = np.exp(scores_GJTL - scores_GJTL.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: np.ndarray = np.einsum("gjtl,lgd->tgjd", weights, v_LGD, optimize=True)
+    return out

@@ -1,0 +1,62 @@
+"""Runs the forward pass in eager torch. Weights are dequantized once to float32 on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from minicpm4.errors import UnsupportedError
+from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
+from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
+from minicpm4.hardware import Choice
+from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
+from minicpm4.quant import dequantize
+
+CAPABILITIES = Capabilities(
+    weight_formats=frozenset(STORAGE_FORMATS),
+    kv_formats=frozenset(("f32", "f16", "bf16")),
+    activations=frozenset(("f32",)),
+    devices=frozenset(("cpu", "cuda")),
+)
+KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchExecutor:
+    """See `executors.base.Executor`."""
+
+    name = "torch"
+
+    def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise UnsupportedError("torch finds no CUDA device", hint="use --device cpu, or install a CUDA build of torch")
+        torch.set_num_threads(options.threads)
+        self._device = torch.device(options.device)
+        self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"),)
+        self._model: Model[torch.Tensor] = assemble(
+            config, lambda name: torch.from_numpy(dequantize(weights(name))).to(self._device), context_length=options.context_length
+        )
+        self._cache = TorchCache.empty(config, options.num_pages, dtype=KV_DTYPES[options.kv_format], device=self._device)
+        self._ops = TorchOps(config, self._cache)
+        matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
+        self.weight_bytes = sum(weight.nbytes for weight in (*matrices, self._model.norm, self._model.head))
+        self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes
+
+    def run(self, step: Step) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = forward(self._ops, self._model, TorchStep.of(step, self._device)).float().cpu().numpy()
+        return logits
+
+    def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
+        generator = torch.Generator(self._device).manual_seed(seed)
+        for page in pages.tolist():
+            slots = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
+            for stored in (self._cache.keys, self._cache.values):
+                shape = stored[:, slots].shape
+                stored[:, slots] = torch.randn(shape, generator=generator, device=self._device).to(stored.dtype)
+
+    def close(self) -> None:
+        del self._model, self._cache, self._ops
+
+
+def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> TorchExecutor:
+    return TorchExecutor(config, weights, options)

@@ -1,0 +1,80 @@
+"""tq1_0 and tq2_0: blocks of 256 elements that are -1, 0 or 1 times one scale.
+
+Layouts are GGUF's. A row whose 256 values share one magnitude is stored exactly; anything else is meant for models trained so.
+"""
+
+# n blocks
+
+from __future__ import annotations
+
+import numpy as np
+
+from minicpm4.quant.codec import Codec, codes_of, column, pack_fields, reciprocal, to_half, unpack_fields
+
+# Two bits an element. Of every 128 elements, element 32 k + i is bits 2k, 2k + 1 of byte i of 32.
+TQ2_0_FIELDS = np.dtype([("codes", "u1", 64), ("scale", "<f2")])
+
+# Five elements a byte, digits of a number in base 3, see `pack_digits`. Byte i of 32 holds elements i, i + 32, .. i + 128;
+# byte i of the next 16 holds elements 160 + i, 160 + i + 16, .. ; byte i of the last 4 holds elements 240 + i, 240 + i + 4, ..
+# four of them.
+TQ1_0_FIELDS = np.dtype([("codes", "u1", 52), ("scale", "<f2")])
+TQ1_0_RUNS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))  # first element, bytes, elements a byte
+POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+
+
+def pack_digits(digits: np.ndarray) -> np.ndarray:
+    """Digits 0..2 [..., up to 5, m] -> bytes [..., m].
+
+    The number (first digit most significant, missing digits 0) is stored as the fraction number / 243 of 256, rounded up,
+    so that a digit is the whole part of 3 times the fraction that is left.
+    """
+    powers = POWERS[::-1][: digits.shape[-2], None].astype(np.int32)
+    return (((digits * powers).sum(axis=-2) * 256 + 242) // 243).astype(np.uint8)
+
+
+def unpack_digits(packed: np.ndarray, count: int) -> np.ndarray:
+    """Bytes [..., m] -> digits 0..2 [..., count, m]; bytes that no number has give digits all the same."""
+    fractions = packed[..., None, :] * POWERS[:count, None]  # the whole parts fall off the byte
+    return (fractions.astype(np.uint16) * 3 >> 8).astype(np.uint8)
+
+
+def decode_tq1_0(blocks_n: np.ndarray) -> np.ndarray:
+    """scale * (digit - 1)."""
+    runs, start = [], 0
+    for _, size, count in TQ1_0_RUNS:
+        runs.append(unpack_digits(blocks_n["codes"][:, start : start + size], count).reshape(-1, size * count))
+        start += size
+    return column(blocks_n["scale"]) * (np.concatenate(runs, axis=1).astype(np.int8) - np.int8(1))
+
+
+def decode_tq2_0(blocks_n: np.ndarray) -> np.ndarray:
+    """scale * (code - 1); code 3 is not written by encoders and reads as 2."""
+    codes = unpack_fields(blocks_n["codes"].reshape(-1, 2, 32), 2).reshape(-1, 256)
+    return column(blocks_n["scale"]) * (codes.astype(np.int8) - np.int8(1))
+
+
+def scale_and_digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scale is the largest magnitude; float16 [n] and digits 0..2, int32 [n, 256]."""
+    scale = to_half(np.abs(values).max(axis=1))
+    return scale, codes_of(values * reciprocal(column(scale)), -1, 1) + 1
+
+
+def encode_tq1_0(values: np.ndarray) -> np.ndarray:
+    blocks = np.empty(len(values), TQ1_0_FIELDS)
+    blocks["scale"], digits = scale_and_digits(values)
+    runs = [pack_digits(digits[:, first : first + size * count].reshape(-1, count, size)) for first, size, count in TQ1_0_RUNS]
+    blocks["codes"] = np.concatenate(runs, axis=1)
+    return blocks
+
+
+def encode_tq2_0(values: np.ndarray) -> np.ndarray:
+    blocks = np.empty(len(values), TQ2_0_FIELDS)
+    blocks["scale"], digits = scale_and_digits(values)
+    blocks["codes"] = pack_fields(digits.reshape(-1, 2, 4, 32), 2).reshape(-1, 64)
+    return blocks
+
+
+CODECS = {
+    "tq1_0": Codec(TQ1_0_FIELDS, decode_tq1_0, encode_tq1_0),
+    "tq2_0": Codec(TQ2_0_FIELDS, decode_tq2_0, encode_tq2_0),
+}

@@ -1,0 +1,68 @@
+"""Small models with random weights, and steps for them; shared by the tests of executors and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from minicpm4.executors import Executor, ExecutorOptions, create_executor
+from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor, RopeConfig, Step
+from minicpm4.model.parameters import parameter_shapes
+from minicpm4.quant import quantize
+
+TOY = ModelConfig(
+    vocab_size=97,
+    hidden_size=96,
+    intermediate_size=160,
+    num_layers=3,
+    num_heads=8,
+    num_kv_heads=1,
+    head_dim=24,
+    context_length=512,
+    rope=RopeConfig(10000.0),
+    embedding_scale=3.0,
+    residual_scale=0.4,
+    logit_divisor=1.5,
+)
+
+
+def toy_config(**changes: object) -> ModelConfig:
+    """TOY (GQA of 8, sizes that are no powers of two) with some fields changed."""
+    return replace(TOY, **changes)  # type: ignore[arg-type]
+
+
+def toy_weights(config: ModelConfig, *, seed: int = 0, format_name: str = "f32") -> dict[str, PackedTensor]:
+    """Random parameters of a spread that keeps activations near one; norms are always f32."""
+    random = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in parameter_shapes(config).items():
+        values = random.standard_normal(shape, dtype=np.float32)
+        is_norm = len(shape) == 1
+        values = 1 + 0.1 * values if is_norm else values * np.float32(shape[-1] ** -0.5)
+        weights[name] = quantize(values, "f32" if is_norm else format_name, name=name)
+    return weights
+
+
+def toy_executor(name: str, config: ModelConfig, weights: dict[str, PackedTensor], **options: object) -> Executor:
+    chosen = {"context_length": config.context_length, "num_pages": 16, "kv_format": "f32", "threads": 2, **options}
+    formats = {tensor.format.name for tensor in weights.values()}
+    return create_executor(name, config, weights.__getitem__, options=ExecutorOptions(**chosen), formats=formats)  # type: ignore[arg-type]
+
+
+def plan_step(parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], *, wants_all: bool = True) -> Step:
+    """A ragged step. Each part: the tokens to run, the position of the first, and the sequence's page ids."""
+    tokens, positions, slots, starts, lengths = [], [], [], [0], []
+    for part_tokens, start, pages in parts:
+        at = np.arange(start, start + len(part_tokens))
+        tokens.extend(part_tokens)
+        positions.extend(at)
+        slots.extend(np.asarray(pages)[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS)
+        starts.append(len(tokens))
+        lengths.append(start + len(part_tokens))
+    width = max(len(pages) for _, _, pages in parts)
+    table = np.array([[*pages, *[-1] * (width - len(pages))] for _, _, pages in parts], np.int32)
+    wanted = range(len(tokens)) if wants_all else [start - 1 for start in starts[1:]]
+    arrays = (np.array(values, np.int32) for values in (tokens, positions, slots, starts, lengths))
+    return Step(*arrays, table, np.array(wanted, np.int32))

@@ -89,10 +89,37 @@ nb::ndarray<nb::numpy, float> unpack(const PackedWeight& packed, int first, int 
   return array;
 }
 
+void require(bool is_right, const char* what) {
+  if (!is_right) throw std::invalid_argument(what);
+}
+
+void require_range(const int32_t* values, int count, int64_t limit, const char* what) {
+  for (int i = 0; i < count; ++i) require(0 <= values[i] && values[i] < limit, what);
+}
+
+// Kernels believe a step; here is where a wrong one stops. Array sizes were compared by `run`.
+void check_step(const StepView& step, const Program::Options& options, int vocabulary) {
+  require(step.num_tokens <= options.max_rows && step.num_wanted <= options.max_rows, "a step has more rows than the program was made for");
+  require_range(step.tokens, step.num_tokens, vocabulary, "a token is not in the vocabulary");
+  require_range(step.slots, step.num_tokens, int64_t{options.num_pages} * kPageTokens, "a slot is not in the cache");
+  require_range(step.wanted, step.num_wanted, step.num_tokens, "a wanted row is not in the step");
+  require(step.starts[0] == 0 && step.starts[step.num_sequences] == step.num_tokens, "starts do not cover the rows");
+  for (int s = 0; s < step.num_sequences; ++s) {
+    const int first = step.starts[s], last = step.starts[s + 1], length = step.lengths[s], num_pages = (length + kPageTokens - 1) / kPageTokens;
+    require(first <= last && last <= step.num_tokens, "starts do not rise");
+    require(0 <= length && num_pages <= step.pages_stride, "a sequence is longer than its pages");
+    require_range(step.pages + static_cast<size_t>(s) * step.pages_stride, num_pages, options.num_pages, "a page is not in the cache");
+    require_range(step.positions + first, last - first, length, "a position is not in its sequence");
+  }
+}
+
 nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
                                   const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& pages, const Ints& wanted, int vocabulary) {
+  require(positions.size() == tokens.size() && slots.size() == tokens.size(), "one position and one slot a token");
+  require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size(), "one start, length and row of pages a sequence");
   const StepView step{tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(),
                       static_cast<int>(tokens.size()), static_cast<int>(lengths.size()), static_cast<int>(pages.shape(1)), static_cast<int>(wanted.size())};
+  check_step(step, program.options(), vocabulary);
   const float* logits;
   {
     const nb::gil_scoped_release unlocked;
@@ -168,12 +195,12 @@ NB_MODULE(_native, m) {
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
-           [](Program* self, const std::string& isa, Team& team, int max_rows, int num_pages, int num_layers, int num_heads, int num_kv_heads, int head_dim,
+           [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, int num_pages, int num_layers, int num_heads, int num_kv_heads, int head_dim,
               const std::string& kv_format) {
              const KvFormat format = kv_format == "f32" ? KvFormat::f32 : KvFormat::f16;
-             new (self) Program(kernels_named(isa), team, {max_rows, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads, format});
+             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads, format});
            },
-           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::keep_alive<1, 3>())
       .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.memory, w.weight); })
       .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })

@@ -3,19 +3,28 @@
 
 namespace minicpm4::ISA {
 
-inline void quantize(const float* x, int columns, int8_t* codes, float* scales, float* sums, float* half_sums) {
-  for (int g = 0; g < columns / kGroupColumns; ++g, x += kGroupColumns, codes += kGroupColumns) {
-    const f32x16 low = load(x), high = load(x + 16);
-    const float scale = max_lane(max(abs(low), abs(high))) / 127.0f;
-    const f32x16 inverse = broadcast(scale > 0 ? 1.0f / scale : 0.0f);
-    const i32x16 a = round_i32(mul(low, inverse)), b = round_i32(mul(high, inverse));
-    store_i8(codes, a);
-    store_i8(codes + 16, b);
-    const int sum_a = sum(a), sum_b = sum(b);
-    scales[g] = scale;
-    sums[g] = scale * static_cast<float>(sum_a + sum_b);
-    half_sums[2 * g] = scale * static_cast<float>(sum_a);
-    half_sums[2 * g + 1] = scale * static_cast<float>(sum_b);
+inline void quantize(const float* x, int columns, const Codes& out) {
+  const float largest = kLargestCode[out.low != nullptr];
+  const f32x16 step = broadcast(kHighCode), inverse_step = broadcast(1.0f / kHighCode);
+  for (int half = 0; half < columns / 16; half += 2) {
+    const f32x16 values[2] = {load(x + 16 * half), load(x + 16 * half + 16)};
+    // x - x is 0, or NaN where x is not finite: a maximum alone may lose a NaN.
+    const float broken = sum(add(sub(values[0], values[0]), sub(values[1], values[1])));
+    const float scale = max_lane(max(abs(values[0]), abs(values[1]))) / largest + broken;
+    const f32x16 inverse = broadcast(scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f);  // smaller ones have no finite reciprocal
+    for (int i = half; i < half + 2; ++i) {
+      const i32x16 code = round_i32(mul(values[i - half], inverse));
+      if (out.low) {
+        const f32x16 whole = to_f32(code), high = to_f32(round_i32(mul(whole, inverse_step)));
+        store_i8(out.high + 16 * i, round_i32(high));
+        store_i8(out.low + 16 * i, round_i32(sub(whole, mul(high, step))));
+      } else {
+        store_i8(out.high + 16 * i, code);
+      }
+      out.half_sums[i] = scale * static_cast<float>(sum(code));
+    }
+    out.scales[half / 2] = scale;
+    out.sums[half / 2] = out.half_sums[half] + out.half_sums[half + 1];
   }
 }
 

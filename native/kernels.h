@@ -10,15 +10,29 @@ namespace minicpm4 {
 
 constexpr int kPageTokens = 64;
 
+// Activations as integers, in groups of 32 columns, by the rule of minicpm4/quant/activations.py: value = scale * code.
+// A code is one byte, or two: code = 254 * high + low.
+struct Codes {
+  int8_t* high;      // [rows][columns]
+  int8_t* low;       // the same, or null where codes are one byte
+  float* scales;     // [rows][columns / 32]
+  float* sums;       // [rows][columns / 32]: scale * sum of the group's codes
+  float* half_sums;  // [rows][columns / 16]: the same for each half of a group
+
+  Codes row(int index, int columns) const {
+    const size_t at = static_cast<size_t>(columns) * index;
+    return {high + at, low ? low + at : nullptr, scales + at / 32, sums + at / 32, half_sums + at / 16};
+  }
+};
+constexpr int kHighCode = 254;                          // what a high byte counts
+constexpr float kLargestCode[2] = {127, 127 * kHighCode + 126};  // of one byte, of two
+
 // Activations [rows, columns]. Quantized weights are multiplied with codes where there are codes, else with values.
 struct Rows {
-  const float* values;     // [rows][stride]
-  size_t stride;           // floats between rows; a multiple of 16, zeros past the columns
+  const float* values;  // [rows][stride]
+  size_t stride;        // floats between rows; a multiple of 16, zeros past the columns
   int columns;
-  const int8_t* codes;     // [rows][columns], or null
-  const float* scales;     // [rows][columns / 32]: value = scale * code
-  const float* sums;       // [rows][columns / 32]: scale * sum of the group's codes
-  const float* half_sums;  // [rows][columns / 16]: the same for each half of a group
+  Codes codes;          // high is null where there are none
 };
 
 enum class KvFormat { f32, f16 };
@@ -59,8 +73,8 @@ struct Kernels {
   // A row's result does not depend on which other rows are computed with it.
   void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride);
 
-  // One row into groups of 32: scale = max|x| / 127, code = round(x / scale).
-  void (*quantize)(const float* x, int columns, int8_t* codes, float* scales, float* sums, float* half_sums);
+  // One row; the scale of a group that is not finite is NaN.
+  void (*quantize)(const float* x, int columns, const Codes& out);
 
   // Element-wise rows; n is a multiple of 16.
   void (*rms_norm)(const float* x, const float* weight, int columns, float eps, float* out, int n);

@@ -1,6 +1,7 @@
 // The packed form of a weight: what the kernels read. Stored formats (GGUF blocks) are repacked into it once at load.
 //
-// A weight [rows, columns] is cut into tiles of 16 rows; a tile holds all columns of its rows, codes first, then scales.
+// A weight [rows, columns] is cut into tiles of 16 rows; a tile holds all columns of its rows and is read from
+// its first byte to its last: one stream, which is what memory is fastest at.
 //
 // Quantized: columns are taken in groups of 32. A group is 8 chunks of 4 columns; a chunk is 64 codes, code 4 r + j being
 // row r, column 4 c + j. Chunks are laid in bit planes of 64 bytes, so that one shift and one mask yield 64 codes:
@@ -9,7 +10,8 @@
 //   5 bits: the 4-bit planes, then 1 plane with bit 4 of chunk c in bit c
 //   6 bits: the 4-bit planes, then 2 planes as in 2 bits with bits 4 and 5
 //   8 bits: 8 planes, chunk c in plane c; signed codes are stored plus 128
-// A group thus takes 64 * bits bytes, and every plane starts on a cache line. A value is scale * code + offset.
+// A group thus takes 64 * bits bytes. Up to 8 groups (256 columns) make a block: their codes, then what the block's columns
+// share, then each group's scales; nearly every plane starts on a cache line. A value is scale * code + offset.
 //
 // Dense: values as stored (float32, half, bfloat16), column by column, 16 rows a column.
 //
@@ -82,16 +84,10 @@ constexpr size_t super_scale_bytes(Scales scales) {
   }
 }
 
-constexpr size_t code_bytes(Layout layout, int columns) { return static_cast<size_t>(columns) * kTileRows * layout.bits / 8; }
-constexpr size_t scale_bytes(Layout layout, int columns) {
-  return columns / kGroupColumns * group_scale_bytes(layout.scales) + columns / kSuperColumns * super_scale_bytes(layout.scales);
-}
-// Byte offset of a group's scales in the tile's scales: groups of 256 columns, what they share first.
-constexpr size_t scale_offset(Scales scales, int group) {
-  return group * group_scale_bytes(scales) + (group / 8 + 1) * super_scale_bytes(scales);
-}
-constexpr size_t super_offset(Scales scales, int group) {
-  return (group / 8) * (8 * group_scale_bytes(scales) + super_scale_bytes(scales));
+constexpr int kBlockGroups = kSuperColumns / kGroupColumns;
+constexpr size_t group_code_bytes(Layout layout) { return static_cast<size_t>(kGroupColumns) * kTileRows * layout.bits / 8; }
+constexpr size_t tile_block_bytes(Layout layout, int num_groups) {
+  return num_groups * (group_code_bytes(layout) + group_scale_bytes(layout.scales)) + super_scale_bytes(layout.scales);
 }
 constexpr size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -107,7 +103,22 @@ struct Weight {
 };
 
 constexpr size_t tile_bytes_of(Format format, int columns) {
-  return round_up(code_bytes(layout_of(format), columns) + scale_bytes(layout_of(format), columns), 64);
+  const Layout layout = layout_of(format);
+  if (layout.scales == Scales::none) return round_up(static_cast<size_t>(columns) * kTileRows * layout.bits / 8, 64);
+  const int groups = columns / kGroupColumns;
+  return round_up(groups / kBlockGroups * tile_block_bytes(layout, kBlockGroups) + (groups % kBlockGroups ? tile_block_bytes(layout, groups % kBlockGroups) : 0), 64);
+}
+
+// Where a group of a tile lies.
+struct GroupPlace {
+  size_t codes, shared, own;  // bytes from the tile's start: its codes, what its block shares, its own scales
+};
+
+constexpr GroupPlace place_of(Layout layout, int columns, int group) {
+  const int groups = columns / kGroupColumns, first = group / kBlockGroups * kBlockGroups, index = group - first;
+  const int count = groups - first < kBlockGroups ? groups - first : kBlockGroups;
+  const size_t block = first / kBlockGroups * tile_block_bytes(layout, kBlockGroups), shared = block + count * group_code_bytes(layout);
+  return {block + index * group_code_bytes(layout), shared, shared + super_scale_bytes(layout.scales) + index * group_scale_bytes(layout.scales)};
 }
 
 }  // namespace minicpm4

@@ -14,13 +14,16 @@ inline u8x64 chunk(const uint8_t* planes) {
   if constexpr (width == 6) return join<4>(chunk<4, c>(planes), chunk<2, c>(planes + 256));
 }
 
+// How far ahead of the codes in work memory is asked for. A core then reads 25-30 GB/s of any format instead of 12, where the
+// hardware's own prefetcher starts anew with every tile (EPYC with AVX-512 VNNI, 2026-11-24; 1024 is 30 % slower, 8192 the same).
+constexpr size_t kPrefetchBytes = 4096;
+
 struct GroupScales {
   f32x16 scale[2], offset[2];  // value = scale * code + offset; [1] for columns 16..31 where halves differ
 };
 
 template <Scales kind, int zero>
-inline GroupScales group_scales(const uint8_t* section, int group) {
-  const uint8_t *own = section + scale_offset(kind, group), *shared = section + super_offset(kind, group);
+inline GroupScales group_scales(const uint8_t* shared, const uint8_t* own) {
   const auto halves = [](const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); };
   GroupScales s;
   if constexpr (kind == Scales::plain) s.scale[0] = halves(own);
@@ -43,38 +46,54 @@ inline GroupScales group_scales(const uint8_t* section, int group) {
   return s;
 }
 
-// A group against int8 activations: the codes' dot products are exact integers; offsets take the sums of activations.
-template <int width, Scales kind, int zero, int rows>
-inline void multiply_group(const uint8_t* planes, const uint8_t* section, int group, const Rows& x, int row, f32x16* acc) {
+// A row's dot products with a group, in lanes of weight rows; code bytes are summed as exact integers. terms: bytes of a code.
+template <int width, int terms>
+struct GroupDot {
+  Dot<width> high, low;
+
+  template <int c>
+  void add(u8x64 weights, const Codes& x, size_t at) {
+    high.template add<c>(weights, x.high + at);
+    if constexpr (terms == 2) low.template add<c>(weights, x.low + at);
+  }
+  f32x16 total() const {
+    if constexpr (terms == 2) return fma(to_f32(high.total()), broadcast(kHighCode), to_f32(low.total()));
+    return to_f32(high.total());
+  }
+};
+
+// A group against coded activations; offsets take the sums of activations.
+template <int width, Scales kind, int zero, int terms, int rows>
+inline void multiply_group(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const Rows& x, int row, f32x16* acc) {
   constexpr bool is_halved = kind == Scales::k_halves, is_signed = width == 8 && kSignedBytes;
   constexpr int effective_zero = is_signed ? zero - 128 : zero;
   const size_t groups = x.columns / kGroupColumns;
-  Dot<width> dot[rows][2];  // [1] for columns 16..31 where halves differ
+  GroupDot<width, terms> dot[rows][2];  // [1] for columns 16..31 where halves differ
   unroll<8>([&](auto c) {
     constexpr int half = is_halved && c >= 4;
-    const u8x64 codes = chunk<width, c>(planes);
+    const u8x64 weights = chunk<width, c>(planes);
     for (int r = 0; r < rows; ++r)
-      dot[r][half].template add<is_halved ? c % 4 : c()>(codes, x.codes + static_cast<size_t>(row + r) * x.columns + kGroupColumns * group + 4 * c);
+      dot[r][half].template add<is_halved ? c % 4 : c()>(weights, x.codes, static_cast<size_t>(row + r) * x.columns + kGroupColumns * group + 4 * c);
   });
-  const GroupScales s = group_scales<kind, effective_zero>(section, group);
+  const GroupScales s = group_scales<kind, effective_zero>(shared, own);
   for (int r = 0; r < rows; ++r) {
     const size_t at = (row + r) * groups + group;
-    const f32x16 scale = broadcast(x.scales[at]);
-    acc[r] = fma(mul(s.scale[0], scale), to_f32(dot[r][0].total()), acc[r]);
+    const f32x16 scale = broadcast(x.codes.scales[at]);
+    acc[r] = fma(mul(s.scale[0], scale), dot[r][0].total(), acc[r]);
     if constexpr (is_halved) {
-      acc[r] = fma(mul(s.scale[1], scale), to_f32(dot[r][1].total()), acc[r]);
-      acc[r] = fma(s.offset[0], broadcast(x.half_sums[2 * at]), acc[r]);
-      acc[r] = fma(s.offset[1], broadcast(x.half_sums[2 * at + 1]), acc[r]);
+      acc[r] = fma(mul(s.scale[1], scale), dot[r][1].total(), acc[r]);
+      acc[r] = fma(s.offset[0], broadcast(x.codes.half_sums[2 * at]), acc[r]);
+      acc[r] = fma(s.offset[1], broadcast(x.codes.half_sums[2 * at + 1]), acc[r]);
     } else if constexpr (effective_zero != 0 || kind == Scales::affine || kind == Scales::k_affine) {
-      acc[r] = fma(s.offset[0], broadcast(x.sums[at]), acc[r]);
+      acc[r] = fma(s.offset[0], broadcast(x.codes.sums[at]), acc[r]);
     }
   }
 }
 
 // A group against float32 activations: the weights are decoded, four columns at a time.
 template <int width, Scales kind, int zero, int rows>
-inline void multiply_group_f32(const uint8_t* planes, const uint8_t* section, int group, const Rows& x, int row, f32x16* acc) {
-  const GroupScales s = group_scales<kind, zero>(section, group);
+inline void multiply_group_f32(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const Rows& x, int row, f32x16* acc) {
+  const GroupScales s = group_scales<kind, zero>(shared, own);
   unroll<8>([&](auto c) {
     constexpr int half = kind == Scales::k_halves && c >= 4;
     const u8x64 codes = chunk<width, c>(planes);
@@ -87,16 +106,25 @@ inline void multiply_group_f32(const uint8_t* planes, const uint8_t* section, in
   });
 }
 
-template <Format format, bool is_int8, int rows>
+template <Format format, int terms, int rows>
 void multiply_quantized(const uint8_t* tile, const Rows& x, int row, float* out, size_t out_stride) {
   constexpr Layout layout = layout_of(format);
-  const uint8_t* section = tile + code_bytes(layout, x.columns);
   f32x16 acc[rows];
   for (int r = 0; r < rows; ++r) acc[r] = broadcast(0.0f);
-  for (int g = 0; g < x.columns / kGroupColumns; ++g) {
-    const uint8_t* planes = tile + static_cast<size_t>(64) * layout.bits * g;
-    if constexpr (is_int8) multiply_group<layout.bits, layout.scales, layout.zero, rows>(planes, section, g, x, row, acc);
-    else multiply_group_f32<layout.bits, layout.scales, layout.zero, rows>(planes, section, g, x, row, acc);
+  const int groups = x.columns / kGroupColumns;
+  for (int first = 0; first < groups; first += kBlockGroups) {
+    const int count = groups - first < kBlockGroups ? groups - first : kBlockGroups;
+    const uint8_t *shared = tile + count * group_code_bytes(layout), *own = shared + super_scale_bytes(layout.scales);
+    constexpr size_t step = round_up(tile_block_bytes(layout, kBlockGroups) / kBlockGroups, 64);
+    const uint8_t* ahead = tile + kPrefetchBytes;
+    for (int i = 0; i < count; ++i, ahead += step) {
+      for (size_t line = 0; line < step; line += 64) __builtin_prefetch(ahead + line);
+      if constexpr (terms > 0) multiply_group<layout.bits, layout.scales, layout.zero, terms, rows>(tile, shared, own, first + i, x, row, acc);
+      else multiply_group_f32<layout.bits, layout.scales, layout.zero, rows>(tile, shared, own, first + i, x, row, acc);
+      tile += group_code_bytes(layout);
+      own += group_scale_bytes(layout.scales);
+    }
+    tile = own;
   }
   for (int r = 0; r < rows; ++r) store(out + (row + r) * out_stride, acc[r]);
 }
@@ -108,7 +136,7 @@ inline f32x16 load_dense(const uint8_t* p) {
   if constexpr (format == Format::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(p));
 }
 
-template <Format format, bool, int rows>
+template <Format format, int rows>
 void multiply_dense(const uint8_t* tile, const Rows& x, int row, float* out, size_t out_stride) {
   constexpr size_t column_bytes = kTileRows * layout_of(format).bits / 8;
   f32x16 acc[rows][4];  // columns by their index modulo 4: four chains hide the latency of one
@@ -123,19 +151,20 @@ void multiply_dense(const uint8_t* tile, const Rows& x, int row, float* out, siz
   for (int r = 0; r < rows; ++r) store(out + (row + r) * out_stride, add(add(acc[r][0], acc[r][1]), add(acc[r][2], acc[r][3])));
 }
 
-template <Format format, bool is_int8, int rows>
+// terms: bytes of the activations' codes, 0 for float32 activations.
+template <Format format, int terms, int rows>
 inline void multiply_tile(const uint8_t* tile, const Rows& x, int row, float* out, size_t out_stride) {
-  if constexpr (layout_of(format).scales == Scales::none) multiply_dense<format, is_int8, rows>(tile, x, row, out, out_stride);
-  else multiply_quantized<format, is_int8, rows>(tile, x, row, out, out_stride);
+  if constexpr (layout_of(format).scales == Scales::none) multiply_dense<format, rows>(tile, x, row, out, out_stride);
+  else multiply_quantized<format, terms, rows>(tile, x, row, out, out_stride);
 }
 
 // Blocks of rows outside, tiles inside: the caller keeps the tiles few enough to stay in cache.
-template <Format format, bool is_int8>
+template <Format format, int terms>
 void multiply_block(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride) {
-  constexpr int block = is_int8 ? kRowBlock : kRowBlock / 2;  // float products need more registers a row
+  constexpr int block = terms == 1 ? kRowBlock : kRowBlock / 2;  // two bytes, and float products, need more registers a row
   const auto run = [&](auto rows) {
     for (; row + rows <= last_row; row += rows)
-      for (int t = first_tile; t < last_tile; ++t) multiply_tile<format, is_int8, rows>(w.tile(t), x, row, out + kTileRows * t, out_stride);
+      for (int t = first_tile; t < last_tile; ++t) multiply_tile<format, terms, rows>(w.tile(t), x, row, out + kTileRows * t, out_stride);
   };
   if constexpr (block >= 8) run(std::integral_constant<int, 8>{});
   if constexpr (block >= 4) run(std::integral_constant<int, 4>{});
@@ -147,9 +176,11 @@ inline void multiply(const Weight& w, int first_tile, int last_tile, const Rows&
   unroll<kNumFormats>([&](auto index) {
     constexpr Format format = static_cast<Format>(index());
     if (w.format != format) return;
-    if constexpr (layout_of(format).scales != Scales::none)
-      if (x.codes) return multiply_block<format, true>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride);
-    multiply_block<format, false>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride);
+    if constexpr (layout_of(format).scales != Scales::none) {
+      if (x.codes.low) return multiply_block<format, 2>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride);
+      if (x.codes.high) return multiply_block<format, 1>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride);
+    }
+    multiply_block<format, 0>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride);
   });
 }
 

@@ -147,8 +147,7 @@ void put_codes(const uint8_t* codes, int bits, int r, uint8_t* planes) {
   }
 }
 
-void put_scales(const Group& group, Scales scales, int index, int r, uint8_t* section) {
-  uint8_t *own = section + scale_offset(scales, index), *shared = section + super_offset(scales, index);
+void put_scales(const Group& group, Scales scales, int r, uint8_t* shared, uint8_t* own) {
   auto put_half = [&](uint8_t* halves, uint16_t value) { std::memcpy(halves + 2 * r, &value, 2); };
   switch (scales) {
     case Scales::plain: return put_half(own, group.scale);
@@ -173,8 +172,7 @@ uint8_t get_code(const uint8_t* planes, int bits, int r, int column) {
   return code;
 }
 
-void get_scale(Layout layout, const uint8_t* section, int index, int r, int column, float& scale, float& offset) {
-  const uint8_t *own = section + scale_offset(layout.scales, index), *shared = section + super_offset(layout.scales, index);
+void get_scale(Layout layout, const uint8_t* shared, const uint8_t* own, int r, int column, float& scale, float& offset) {
   auto half_at = [&](const uint8_t* halves) { return f16_to_f32(read_u16(halves + 2 * r)); };
   scale = half_at(layout.scales == Scales::plain || layout.scales == Scales::affine ? own : shared);
   if (layout.scales == Scales::k_affine) {
@@ -212,13 +210,13 @@ void pack_tile(Format format, const uint8_t* source, size_t row_bytes, int rows,
       for (int k = 0; k < columns; ++k) std::memcpy(tile + (k * kTileRows + r) * size, source + (first + r) * row_bytes + k * size, size);
     return;
   }
-  uint8_t* section = tile + code_bytes(layout, columns);
   Group group{};
   for (int g = 0; g < columns / kGroupColumns; ++g) {
+    const GroupPlace place = place_of(layout, columns, g);
     for (int r = 0; r < count; ++r) {
       read_group(format, source + (first + r) * row_bytes, g, group);
-      put_codes(group.codes, layout.bits, r, tile + static_cast<size_t>(64) * layout.bits * g);
-      put_scales(group, layout.scales, g, r, section);
+      put_codes(group.codes, layout.bits, r, tile + place.codes);
+      put_scales(group, layout.scales, r, tile + place.shared, tile + place.own);
     }
   }
 }
@@ -233,10 +231,11 @@ void unpack_row(const Weight& weight, int row, float* out) {
     else if (weight.format == Format::f16) out[k] = f16_to_f32(read_u16(tile + 2 * at));
     else if (weight.format == Format::bf16) out[k] = bf16_to_f32(read_u16(tile + 2 * at));
     else {
-      const int g = k / kGroupColumns, column = k % kGroupColumns;
+      const GroupPlace place = place_of(layout, weight.columns, k / kGroupColumns);
+      const int column = k % kGroupColumns;
       float scale, offset;
-      get_scale(layout, tile + code_bytes(layout, weight.columns), g, r, column, scale, offset);
-      out[k] = scale * get_code(tile + static_cast<size_t>(64) * layout.bits * g, layout.bits, r, column) + offset;
+      get_scale(layout, tile + place.shared, tile + place.own, r, column, scale, offset);
+      out[k] = scale * get_code(tile + place.codes, layout.bits, r, column) + offset;
     }
   }
 }

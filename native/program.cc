@@ -62,13 +62,13 @@ void Program::add(const Instruction& instruction) {
   phases_.back().instructions.push_back(instruction);
   if (instruction.op != Op::quantize) return;
   Buffer& buffer = buffers_[instruction.a];
-  if (buffer.has_codes) return;
+  if (buffer.high.bytes() > 0) return;
   const size_t cells = static_cast<size_t>(buffer.columns) * options_.max_rows;
-  buffer.codes = Memory(cells, false);
+  buffer.high = Memory(cells, false);
+  if (options_.code_bytes == 2) buffer.low = Memory(cells, false);
   buffer.scales = Memory(cells / 32 * sizeof(float), false);
   buffer.sums = Memory(cells / 32 * sizeof(float), false);
   buffer.half_sums = Memory(cells / 16 * sizeof(float), false);
-  buffer.has_codes = true;
 }
 
 int Program::result_stride() const { return static_cast<int>(buffers_[phases_.back().instructions.back().out].stride); }
@@ -126,13 +126,7 @@ void Program::run_rows(const Instruction& in, const StepView& step, int first, i
       }
       case Op::take: std::memcpy(out, row(in.a, step.wanted[i]), n * sizeof(float)); break;
       case Op::store: kernels_.store_key_value(kv_layer(in.layer), row(in.a, i), row(in.b, i), step.slots[i]); break;
-      case Op::quantize: {
-        Buffer& buffer = buffers_[in.a];
-        const size_t at = static_cast<size_t>(columns) * i;
-        kernels_.quantize(row(in.a, i), columns, buffer.codes.as<int8_t>() + at, buffer.scales.as<float>() + at / 32,
-                          buffer.sums.as<float>() + at / 32, buffer.half_sums.as<float>() + at / 16);
-        break;
-      }
+      case Op::quantize: kernels_.quantize(row(in.a, i), columns, buffers_[in.a].codes().row(i, columns)); break;
       case Op::multiply:
       case Op::attend: break;  // tasks, not rows
     }
@@ -140,8 +134,7 @@ void Program::run_rows(const Instruction& in, const StepView& step, int first, i
 }
 
 Rows Program::rows_of(const Buffer& buffer) const {
-  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes.as<int8_t>(),
-          buffer.scales.as<float>(), buffer.sums.as<float>(), buffer.half_sums.as<float>()};
+  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes()};
 }
 
 void Program::run_multiply(const Phase& phase, std::atomic<int>& next_task, int num_rows) {

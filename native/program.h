@@ -42,9 +42,9 @@ struct Instruction {
 
 class Program {
  public:
-  // max_rows: the most tokens of one step. num_pages: pages of the KV cache.
+  // max_rows: the most tokens of one step. num_pages: pages of the KV cache. code_bytes: of activations' codes, 1 or 2.
   struct Options {
-    int max_rows, num_pages, num_layers, num_kv_heads, head_dim, group_heads;
+    int max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, group_heads;
     KvFormat kv_format;
   };
 
@@ -61,14 +61,16 @@ class Program {
   const float* run(const StepView& step);
   int result_stride() const;
   size_t kv_bytes() const { return kv_.bytes(); }
+  const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
 
  private:
   struct Buffer {
     int columns = 0;
     size_t stride = 0;
-    Memory values, codes, scales, sums, half_sums;
-    bool has_codes = false;
+    Memory values, high, low, scales, sums, half_sums;  // without codes, all but the first are empty
+
+    Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), sums.as<float>(), half_sums.as<float>()}; }
   };
   struct Phase {
     std::vector<Instruction> instructions;

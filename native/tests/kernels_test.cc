@@ -83,24 +83,35 @@ std::vector<uint8_t> random_stored(Format format, size_t count) {
   return bytes;
 }
 
-struct Activations {
-  Activations(const Kernels& k, int count, int columns) : stride(round_up(columns, 16)), values(count * stride), codes(count * columns), scales(count * columns / 16), sums(scales), halves(scales) {
-    for (int i = 0; i < count; ++i) {
-      for (int c = 0; c < columns; ++c) values[i * stride + c] = uniform(-3, 3);
-      if (columns % kGroupColumns == 0)
-        k.quantize(&values[i * stride], columns, &codes[i * columns], &scales[i * columns / 32], &sums[i * columns / 32], &halves[i * columns / 16]);
-    }
+// Room for the codes of some rows. code_bytes: 0 for none, 1, or 2.
+struct CodeStore {
+  CodeStore(int count, int columns, int code_bytes) : code_bytes(code_bytes), high(count * columns), low(high), scales(count * columns / 16), sums(scales), halves(scales) {}
+  Codes view() {
+    return {code_bytes ? high.data() : nullptr, code_bytes == 2 ? low.data() : nullptr, scales.data(), sums.data(), halves.data()};
   }
-  Rows rows(int columns, bool is_int8) const {
-    return {values.data(), stride, columns, is_int8 ? codes.data() : nullptr, scales.data(), sums.data(), halves.data()};
-  }
-  size_t stride;
-  std::vector<float> values;
-  std::vector<int8_t> codes;
+  int code(int at) const { return code_bytes == 2 ? kHighCode * high[at] + low[at] : high[at]; }
+  double value(int at) const { return static_cast<double>(scales[at / 32]) * code(at); }
+
+  int code_bytes;
+  std::vector<int8_t> high, low;
   std::vector<float> scales, sums, halves;
 };
 
-void check_multiply(const Kernels& k, Format format, int rows, int columns, int count, bool is_int8) {
+struct Activations {
+  Activations(const Kernels& k, int count, int columns, int code_bytes) : stride(round_up(columns, 16)), values(count * stride), codes(count, columns, code_bytes) {
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < columns; ++c) values[i * stride + c] = uniform(-3, 3);
+      if (code_bytes) k.quantize(&values[i * stride], columns, codes.view().row(i, columns));
+    }
+  }
+  Rows rows(int columns) { return {values.data(), stride, columns, codes.view()}; }
+
+  size_t stride;
+  std::vector<float> values;
+  CodeStore codes;
+};
+
+void check_multiply(const Kernels& k, Format format, int rows, int columns, int count, int code_bytes) {
   const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
   const std::vector<uint8_t> stored = random_stored(format, rows * row_bytes);
   Weight w{format, rows, columns, tile_bytes_of(format, columns), nullptr};
@@ -108,10 +119,10 @@ void check_multiply(const Kernels& k, Format format, int rows, int columns, int 
   w.data = packed.data;
   for (int t = 0; t < w.num_tiles(); ++t) pack_tile(format, stored.data(), row_bytes, rows, columns, t, packed.data + w.tile_bytes * t);
 
-  const Activations x(k, count, columns);
+  Activations x(k, count, columns, code_bytes);
   const size_t out_stride = w.num_tiles() * kTileRows;
   std::vector<float> out(count * out_stride), alone(out);
-  const Rows view = x.rows(columns, is_int8);
+  const Rows view = x.rows(columns);
   k.multiply(w, 0, w.num_tiles(), view, 0, count, out.data(), out_stride);
   for (int i = 0; i < count; ++i) k.multiply(w, 0, w.num_tiles(), view, i, i + 1, alone.data(), out_stride);
 
@@ -121,12 +132,12 @@ void check_multiply(const Kernels& k, Format format, int rows, int columns, int 
     for (int i = 0; i < count; ++i) {
       double wanted = 0, size = 0;
       for (int c = 0; c < columns; ++c) {
-        const double value = is_int8 ? static_cast<double>(x.scales[(i * columns + c) / 32]) * x.codes[i * columns + c] : x.values[i * x.stride + c];
+        const double value = code_bytes ? x.codes.value(i * columns + c) : x.values[i * x.stride + c];
         wanted += weights[c] * value;
         size += std::fabs(weights[c] * value) + 200 * std::fabs(value) * 1e-3;
       }
       const float got = out[i * out_stride + r];
-      expect_near(got, wanted, 1e-6 * size * std::sqrt(columns), k.name, is_int8 ? "int8 product" : "float product");
+      expect_near(got, wanted, 1e-6 * size * std::sqrt(columns), k.name, code_bytes ? "coded product" : "float product");
       expect(got == alone[i * out_stride + r], k.name, "a row alone and in a batch", got, alone[i * out_stride + r]);
     }
   }
@@ -162,20 +173,27 @@ void check_rows(const Kernels& k) {
   }
 }
 
-void check_quantize(const Kernels& k) {
-  std::vector<float> x = random_floats(96);
-  for (int i = 32; i < 64; ++i) x[i] = 0;  // a group of zeros
-  int8_t codes[96];
-  float scales[3], sums[3], halves[6];
-  k.quantize(x.data(), 96, codes, scales, sums, halves);
-  for (int g = 0; g < 3; ++g) {
+void check_quantize(const Kernels& k, int code_bytes) {
+  std::vector<float> x = random_floats(192);
+  for (int i = 32; i < 64; ++i) x[i] = 0;              // a group of zeros
+  for (int i = 64; i < 96; ++i) x[i] = 1e-42f * i;     // its scale has no finite reciprocal: codes are 0
+  x[133] = std::numeric_limits<float>::quiet_NaN();
+  x[170] = -std::numeric_limits<float>::infinity();
+  CodeStore out(1, 192, code_bytes);
+  k.quantize(x.data(), 192, out.view());
+  for (int i = 64; i < 96; ++i) expect(out.code(i) == 0, k.name, "a tiny group's code", out.code(i), 0);
+  for (int g : {4, 5}) expect(std::isnan(out.scales[g]) && std::isnan(out.sums[g]) && std::isnan(out.halves[2 * g]), k.name, "a group that is not finite", out.scales[g], NAN);
+  for (int g : {0, 1, 3}) {
     double sum = 0;
+    int largest = 0;
     for (int i = 32 * g; i < 32 * g + 32; ++i) {
-      expect(std::fabs(codes[i] * scales[g] - x[i]) <= scales[g] * 0.5001f, k.name, "quantize", codes[i] * scales[g], x[i]);
-      sum += codes[i];
+      expect(std::fabs(out.value(i) - x[i]) <= out.scales[g] * 0.5001f + 1e-7, k.name, "quantize", out.value(i), x[i]);
+      sum += out.code(i);
+      largest = std::max(largest, std::abs(out.code(i)));
     }
-    expect_near(sums[g], sum * scales[g], 1e-5, k.name, "sums");
-    expect_near(halves[2 * g] + halves[2 * g + 1], sums[g], 1e-5, k.name, "half sums");
+    if (g != 1) expect(largest == kLargestCode[code_bytes - 1], k.name, "the largest code", largest, kLargestCode[code_bytes - 1]);
+    expect_near(out.sums[g], sum * out.scales[g], 1e-5, k.name, "sums");
+    expect_near(out.halves[2 * g] + out.halves[2 * g + 1], out.sums[g], 1e-5, k.name, "half sums");
   }
 }
 
@@ -222,13 +240,13 @@ void check(const Kernels& k) {
   for (int f = 0; f < kNumFormats; ++f) {
     const Format format = static_cast<Format>(f);
     const int unit = block_columns(format) == 1 ? 7 : block_columns(format);
-    for (const int rows : {1, 16, 33}) for (const int blocks : {1, 3}) for (const int count : {1, 2, 3, 5, 9, 17}) {
-      check_multiply(k, format, rows, unit * blocks, count, false);
-      if (block_columns(format) > 1) check_multiply(k, format, rows, unit * blocks, count, true);
+    for (const int rows : {1, 16, 33}) for (const int blocks : {1, 3, 10}) for (const int count : {1, 2, 3, 5, 9, 17}) {
+      for (const int code_bytes : {0, 1, 2})
+        if (code_bytes == 0 || block_columns(format) > 1) check_multiply(k, format, rows, unit * blocks, count, code_bytes);
     }
   }
   check_rows(k);
-  check_quantize(k);
+  for (const int code_bytes : {1, 2}) check_quantize(k, code_bytes);
   for (const KvFormat format : {KvFormat::f32, KvFormat::f16}) {
     check_attend(k, format, 8, 1, 1, 1, 1);
     check_attend(k, format, 24, 3, 2, 130, 5);

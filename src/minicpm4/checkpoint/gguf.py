@@ -90,7 +90,7 @@ class Cursor:
     def number(self, code: str, what: str) -> int | float:
         layout = struct.Struct("<" + code)
         (value,) = layout.unpack_from(self.file.map, self.skip(layout.size, what))
-        return value  # type: ignore[no-any-return]  # struct does not say what it unpacks
+        return value
 
     def count(self, code: str, what: str, *, limit: int) -> int:
         value = int(self.number(code, what))

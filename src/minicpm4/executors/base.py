@@ -5,27 +5,29 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
-from minicpm4.errors import ConfigError, UnsupportedError
+from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
 from minicpm4.hardware import Choice
-from minicpm4.model import ModelConfig, PackedTensor, Step
+from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, Step
+from minicpm4.model.parameters import parameter_shapes
 
 EXECUTORS = ("native", "reference", "torch")
 
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """What an executor is made for. Every field is concrete; "auto" was resolved before.
+    """What an executor is made for. Every field is concrete; "auto" was resolved before. ConfigError for sizes that cannot be.
 
     context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
     max_step_tokens: the most rows of one step. kv_format: how keys and values are stored ("f32", "f16").
-    threads: CPU threads. isa: instruction set (native only). activations: "int8" or "f32", what quantized weights are
-    multiplied with. device: "cpu" or "cuda" (torch only).
+    threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized
+    weights are multiplied with. device: "cpu" or "cuda" (torch only).
     """
 
     context_length: int
@@ -37,19 +39,28 @@ class ExecutorOptions:
     activations: str = "f32"
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        for name in ("context_length", "num_pages", "max_step_tokens", "threads"):
+            if not 1 <= getattr(self, name) < 1 << 31:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a positive number", hint="raise it, or leave it out")
+
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an executor can do; asking for more is an UnsupportedError, raised by `check`."""
+    """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
+
+    keeps_weights_packed: in as many bytes as they are stored in, instead of four each.
+    """
 
     weight_formats: frozenset[str]
     kv_formats: frozenset[str]
     activations: frozenset[str]
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
+    keeps_weights_packed: bool = False
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
-        asked = [
+        asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
             ("weight formats", set(weight_formats), self.weight_formats),
             ("KV formats", {options.kv_format}, self.kv_formats),
             ("activations", {options.activations}, self.activations),
@@ -93,13 +104,46 @@ def create_executor(name: str, config: ModelConfig, weights: WeightLoader, *, op
     """The executor of that name with its weights loaded.
 
     weights: gives a parameter by its name; called once for each. formats: the storage formats that it will give.
-    Raises ConfigError for an unknown name, UnsupportedError where the executor cannot do what is asked or is not installed.
+    Raises ConfigError for an unknown name, UnsupportedError where the executor cannot do what is asked or is not installed,
+    CheckpointError for a parameter whose shape is not the config's.
     """
+    module = executor_module(name)
+    module.CAPABILITIES.check(name, formats, options)
+    executor: Executor = module.create(config, with_checked_shapes(config, weights), options)
+    return executor
+
+
+def with_checked_shapes(config: ModelConfig, weights: WeightLoader) -> WeightLoader:
+    """The same loader, which refuses a parameter of another shape: executors believe shapes, and native ones would read past the end."""
+    shapes = parameter_shapes(config)
+
+    def load(name: str) -> PackedTensor:
+        tensor = weights(name)
+        if tensor.shape != shapes[name]:
+            raise CheckpointError(
+                f"{name} has shape {tensor.shape}, the config asks for {shapes[name]}",
+                hint="check that the config belongs to these weights",
+            )
+        return tensor
+
+    return load
+
+
+def capabilities_of(name: str) -> Capabilities:
+    """What the executor of that name can do; the same errors as `create_executor`."""
+    capabilities: Capabilities = executor_module(name).CAPABILITIES
+    return capabilities
+
+
+def executor_module(name: str) -> ModuleType:
     if name not in EXECUTORS:
         raise ConfigError(f"there is no executor {name!r}", hint=f"choose one of {', '.join(EXECUTORS)}")
     try:
-        module = importlib.import_module(f"minicpm4.executors.{name}")
+        return importlib.import_module(f"minicpm4.executors.{name}")
     except ImportError as error:
         raise UnsupportedError(f"executor {name} is not installed: {error}", hint=f"pip install 'minicpm4[{name}]'") from error
-    module.CAPABILITIES.check(name, formats, options)
-    return module.create(config, weights, options)
+
+
+def kv_bytes_per_token(config: ModelConfig, kv_format: str) -> int:
+    """Bytes that a token's keys and values take in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * STORAGE_FORMATS[kv_format].block_bytes

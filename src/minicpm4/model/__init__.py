@@ -1,9 +1,20 @@
 """The model said once: config, forward pass, the operations it is written in, and what a step of it needs."""
 
-from minicpm4.model.config import ModelConfig, RopeConfig, SparseConfig
+from minicpm4.model.config import ModelConfig
 from minicpm4.model.forward import forward
 from minicpm4.model.model import Model, assemble
 from minicpm4.model.step import PAGE_TOKENS, Step, pages_for, single_step
 from minicpm4.model.tensors import STORAGE_FORMATS, PackedTensor
 
-__all__ = ["PAGE_TOKENS", "STORAGE_FORMATS", "Model", "ModelConfig", "PackedTensor", "RopeConfig", "SparseConfig", "Step", "assemble", "forward", "pages_for", "single_step"]
+__all__ = [
+    "PAGE_TOKENS",
+    "STORAGE_FORMATS",
+    "Model",
+    "ModelConfig",
+    "PackedTensor",
+    "Step",
+    "assemble",
+    "forward",
+    "pages_for",
+    "single_step",
+]

@@ -63,7 +63,9 @@ class SparseConfig:
         for name in ("kernel_size", "kernel_stride", "block_size", "init_blocks", "window_size", "topk"):
             require(0 < getattr(self, name) < LIMIT, f"sparse {name}", getattr(self, name), "a positive whole number")
         require(self.dense_len >= -1, "sparse dense_len", self.dense_len, "-1 (never dense) or a number of tokens")
-        require(self.window_size % self.block_size == 0, "sparse window_size", self.window_size, f"a multiple of the block, {self.block_size}")
+        require(
+            self.window_size % self.block_size == 0, "sparse window_size", self.window_size, f"a multiple of the block, {self.block_size}"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,23 @@ class ModelConfig:
         for name in ("norm_eps", "embedding_scale", "residual_scale", "logit_divisor"):
             require(math.isfinite(getattr(self, name)) and getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for factors in (self.rope.short_factors, self.rope.long_factors):
-            require(factors is None or len(factors) == self.head_dim // 2, "rope factors", factors, f"{self.head_dim // 2} numbers, one a frequency")
-
-    @property
-    def is_plain_llama(self) -> bool:
-        return self.embedding_scale == self.residual_scale == self.logit_divisor == 1.0
+            require(
+                factors is None or len(factors) == self.head_dim // 2,
+                "rope factors",
+                factors,
+                f"{self.head_dim // 2} numbers, one a frequency",
+            )
 
 
 # Keys that do not change inference, or that restate what the weights say; they are read by being known.
-HF_SILENT_KEYS = frozenset(
-    "_name_or_path architectures attention_dropout bos_token_id dtype eos_token_id hidden_act initializer_range mlp_bias attention_bias "
-    "model_type mup_denominator pad_token_id pretraining_tp torch_dtype transformers_version unsloth_version use_cache rope_interleaved "
-    "transformers.js_config is_llama_config tie_word_embeddings".split()
-)
+HF_SILENT_KEYS = frozenset((
+    "_name_or_path", "architectures", "attention_bias", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "hidden_act",
+    "initializer_range", "is_llama_config", "mlp_bias", "model_type", "mup_denominator", "pad_token_id", "pretraining_tp",
+    "rope_interleaved", "tie_word_embeddings", "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_version",
+    "use_cache",
+))  # fmt: skip
 HF_ARCHITECTURES = frozenset(("MiniCPMForCausalLM", "MiniCPM4ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"))
+HF_ONLY_VALUES = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False}
 
 
 def is_in_range(number: Any) -> bool:
@@ -160,18 +165,11 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
     Raises ConfigError where a key is missing, has the wrong type, or asks for an architecture that this is not.
     """
     keys = KeyReader(values, "config.json")
-    architectures = keys.get("architectures", list, [])
-    if architectures and not HF_ARCHITECTURES & {a for a in architectures if isinstance(a, str)}:
-        raise ConfigError(f"architecture {architectures} is not supported", hint=f"supported: {', '.join(sorted(HF_ARCHITECTURES))}")
-    for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("pretraining_tp", 1), ("rope_interleaved", False)):
-        if values.get(key, only) not in (only, None):
-            raise ConfigError(f"config.json: {key} is {values[key]!r}, only {only!r} is supported", hint="this is not a plain MiniCPM4 or Llama model")
-    is_minicpm = any(isinstance(a, str) and a.startswith("MiniCPM") for a in architectures) or keys.get("model_type", str) == "minicpm"
+    is_minicpm = is_minicpm_architecture(keys)
     hidden, layers, heads = keys.need("hidden_size", int), keys.need("num_hidden_layers", int), keys.need("num_attention_heads", int)
     require(0 < layers <= 1024 and 0 < heads < LIMIT, "layers, heads", (layers, heads), "positive whole numbers")
     context, head_dim = keys.get("max_position_embeddings", int, 2048), keys.get("head_dim", int, hidden // heads)
-    base = keys.get("dim_model_base", int, 1 if is_minicpm else hidden)
-    require(0 < head_dim < LIMIT and 0 < base < LIMIT, "head_dim, dim_model_base", (head_dim, base), "positive whole numbers")
+    require(0 < head_dim < LIMIT, "head_dim", head_dim, "a positive whole number")
     eos = values.get("eos_token_id")
     eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     require(all(type(i) is int for i in eos_ids), "eos_token_id", eos, "whole numbers")
@@ -186,10 +184,8 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
         head_dim=head_dim,
         context_length=context,
         norm_eps=keys.get("rms_norm_eps", float, 1e-6),
-        rope=rope_from_hf(keys, head_dim, context),
-        embedding_scale=keys.get("scale_emb", float, 1.0),
-        residual_scale=keys.get("scale_depth", float, 1.0) / math.sqrt(layers) if is_minicpm else 1.0,
-        logit_divisor=hidden / base,
+        rope=rope_from_hf(keys, warnings, head_dim=head_dim, context=context),
+        **(minicpm_scales(keys, hidden=hidden, layers=layers) if is_minicpm else {}),
         has_tied_head=keys.get("tie_word_embeddings", bool, is_minicpm),
         sparse=sparse_from_hf(keys, warnings),
         bos_id=keys.get("bos_token_id", int),
@@ -204,6 +200,32 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
     return config, warnings
 
 
+def is_minicpm_architecture(keys: KeyReader) -> bool:
+    """Whether it is MiniCPM's rather than Llama's; ConfigError if it is neither, or has parts that ours has not."""
+    architectures = keys.get("architectures", list, [])
+    names = {name for name in architectures if isinstance(name, str)}
+    if architectures and not HF_ARCHITECTURES & names:
+        raise ConfigError(f"architecture {architectures!r:.200} is not supported", hint=f"supported: {', '.join(sorted(HF_ARCHITECTURES))}")
+    for key, only in HF_ONLY_VALUES.items():
+        value = keys.values.get(key, only)
+        if value not in (only, None):
+            raise ConfigError(
+                f"config.json: {key} is {value!r:.80}, only {only!r} is supported", hint="this is not a plain MiniCPM4 or Llama model"
+            )
+    return any(name.startswith("MiniCPM") for name in names) or keys.get("model_type", str) == "minicpm"
+
+
+def minicpm_scales(keys: KeyReader, *, hidden: int, layers: int) -> dict[str, float]:
+    """The three scales; a Llama has none, whatever keys it was left with."""
+    base = keys.get("dim_model_base", int, 1)
+    require(0 < base < LIMIT, "dim_model_base", base, "a positive whole number")
+    return {
+        "embedding_scale": keys.get("scale_emb", float, 1.0),
+        "residual_scale": keys.get("scale_depth", float, 1.0) / math.sqrt(layers),
+        "logit_divisor": hidden / base,
+    }
+
+
 def sparse_from_hf(keys: KeyReader, warnings: list[str]) -> SparseConfig | None:
     block = keys.get("sparse_config", dict)
     if block is None:
@@ -211,19 +233,30 @@ def sparse_from_hf(keys: KeyReader, warnings: list[str]) -> SparseConfig | None:
     inner = KeyReader(block, "config.json sparse_config")
     if inner.get("use_nope", bool, False):
         raise ConfigError("config.json: sparse_config.use_nope is not supported", hint="no published model sets it")
-    values = {name: inner.get(name, int, default) for name, default in ((f, getattr(SparseConfig, f)) for f in SparseConfig.__dataclass_fields__)}
+    values = {
+        name: inner.get(name, int, default) for name, default in ((f, getattr(SparseConfig, f)) for f in SparseConfig.__dataclass_fields__)
+    }
     if inner.unread():
         warnings.append(f"config.json: ignored sparse_config keys {', '.join(inner.unread())}")
     return SparseConfig(**values)
 
 
-def rope_from_hf(keys: KeyReader, head_dim: int, context: int) -> RopeConfig:
+def rope_from_hf(keys: KeyReader, warnings: list[str], *, head_dim: int, context: int) -> RopeConfig:
     """`rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both."""
     parameters = keys.get("rope_parameters", dict)
     theta, block = keys.get("rope_theta", float, 10000.0), keys.get("rope_scaling", dict) or parameters or {}
     scaling = KeyReader(block, "config.json rope_scaling")
     theta = scaling.get("rope_theta", float, theta)
     require(theta > 0 and head_dim <= 1 << 16, "rope theta, head_dim", (theta, head_dim), "positive, and at most 65536")
+    original = keys.get("original_max_position_embeddings", int, context)
+    rope = scaled_rope(scaling, theta, head_dim=head_dim, context=context, original=original)
+    if scaling.unread():
+        warnings.append(f"config.json: ignored rope_scaling keys {', '.join(scaling.unread())}")
+    return rope
+
+
+def scaled_rope(scaling: KeyReader, theta: float, *, head_dim: int, context: int, original: int) -> RopeConfig:
+    """original: the context trained first, unless the block itself says."""
     kind = scaling.get("rope_type", str, scaling.get("type", str, "default"))
     if kind == "default":
         return RopeConfig(theta)
@@ -234,13 +267,13 @@ def rope_from_hf(keys: KeyReader, head_dim: int, context: int) -> RopeConfig:
         factors = llama3_factors(scaling, theta, head_dim)
         return RopeConfig(theta, factors, factors)
     if kind == "longrope":
-        original = scaling.get("original_max_position_embeddings", int) or keys.get("original_max_position_embeddings", int, context)
+        original = scaling.get("original_max_position_embeddings", int, original)
         require(original > 1, "original_max_position_embeddings", original, "more than 1")
         stretch = max(1.0, context / original)
         magnitude = scaling.get("attention_factor", float, math.sqrt(1 + math.log(stretch) / math.log(original)))
         short, long = (factor_list(scaling.need(name, list)) for name in ("short_factor", "long_factor"))
         return RopeConfig(theta, short, long, original, magnitude)
-    raise ConfigError(f"config.json: rope type {kind!r} is not supported", hint="supported: default, linear, llama3, longrope")
+    raise ConfigError(f"config.json: rope type {kind!r:.80} is not supported", hint="supported: default, linear, llama3, longrope")
 
 
 def factor_list(values: list[Any]) -> tuple[float, ...]:
@@ -252,7 +285,9 @@ def llama3_factors(scaling: KeyReader, theta: float, head_dim: int) -> tuple[flo
     """Divisors of Llama 3.1's scaling: long wavelengths by `factor`, short ones by 1, a ramp between (Meta's published rule)."""
     factor, low, high = scaling.need("factor", float), scaling.need("low_freq_factor", float), scaling.need("high_freq_factor", float)
     original = scaling.need("original_max_position_embeddings", int)
-    require(factor > 0 and high > low > 0, "llama3 rope scaling", (factor, low, high), "factor > 0 and high_freq_factor > low_freq_factor > 0")
+    require(
+        factor > 0 and high > low > 0, "llama3 rope scaling", (factor, low, high), "factor > 0 and high_freq_factor > low_freq_factor > 0"
+    )
     factors = []
     for i in range(head_dim // 2):
         wavelength = 2 * math.pi * theta ** (2 * i / head_dim)

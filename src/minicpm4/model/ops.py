@@ -8,51 +8,59 @@ program); a `Weight` is a parameter in whatever form the executor keeps it.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from minicpm4.model.rope import RopeTable
 
 Array = TypeVar("Array")
+Read = TypeVar("Read", covariant=True)
+Kept = TypeVar("Kept", contravariant=True)
 Weight = TypeVar("Weight")
 
 
-class StepInputs(Protocol[Array]):
+class StepInputs(Protocol[Read]):
     """The fields of `model.step.Step` that a forward pass touches; a recording executor passes names for them."""
 
-    tokens_T: Array
-    positions_T: Array
-    wanted_R: Array
+    @property
+    def tokens_T(self) -> Read: ...
+
+    @property
+    def positions_T(self) -> Read: ...
+
+    @property
+    def wanted_R(self) -> Read: ...
 
 
-class Ops(Protocol[Array, Weight]):
+class Ops(Protocol[Array, Kept]):
     """Operations on float arrays [rows, features]. The dtype of activations is the executor's; logits are float32.
 
-    Implementations may assume that shapes agree, since `model.assemble` checked every weight against the config.
+    Implementations may assume that shapes agree, since `executors.create_executor` compares every weight with the config.
     """
 
-    def embed(self, table: Weight, tokens_T: Array) -> Array:
+    def embed(self, table: Kept, tokens_T: Array) -> Array:
         """Rows of the table [V, K] -> [T, K]."""
 
     def scale(self, x_TK: Array, factor: float) -> Array:
         """x * factor."""
 
-    def rms_norm(self, x_TK: Array, weight_K: Weight, eps: float) -> Array:
+    def rms_norm(self, x_TK: Array, weight_K: Kept, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 over the last axis."""
 
-    def linear(self, x_TK: Array, weight_NK: Weight) -> Array:
+    def linear(self, x_TK: Array, weight_NK: Kept) -> Array:
         """x @ weight.T -> [T, N]."""
 
-    def rotation(self, positions_T: Array, table: RopeTable) -> Array:
-        """Cosines and sines of every row's angles, made once a step; the value is opaque and only `rope` reads it."""
+    def rotation(self, positions_T: Array, table: RopeTable) -> Any:
+        """Cosines and sines of every row's angles, made once a step, in a form that only the same executor's `rope` reads."""
 
-    def rope(self, x_TK: Array, rotation: Array) -> Array:
+    def rope(self, x_TK: Array, rotation: Any) -> Array:
         """Rotates every head of x [T, heads * D]: dimension i pairs with i + D/2 (the half-split, "NeoX", layout)."""
 
-    def attend(self, q_THD: Array, k_TGD: Array, v_TGD: Array, *, layer: int, step: StepInputs[Array]) -> Array:
+    def attend(self, q_THD: Array, k_TGD: Array, v_TGD: Array, *, layer: int, step: Any) -> Array:
         """Writes k and v to the step's slots of this layer's cache, then attends causally to the step's pages.
 
         q [T, H*D], k and v [T, G*D] -> [T, H*D]; scores are divided by sqrt(D); softmax in float32. Query head h
-        reads kv head h // (H // G). A row sees its own sequence's tokens up to its own position.
+        reads kv head h // (H // G). A row sees its own sequence's tokens up to its own position. step: what `forward` was given,
+        in the form that the executor made.
         """
 
     def swiglu(self, gate_TK: Array, up_TK: Array) -> Array:

@@ -61,4 +61,6 @@ def check_parameters(config: ModelConfig, found: Mapping[str, tuple[int, ...]], 
             raise CheckpointError(f"the checkpoint {problem} tensors: {shown}", hint="check that the config belongs to these weights")
     for name, shape in expected.items():
         if tuple(found[name]) != shape:
-            raise CheckpointError(f"{name} has shape {tuple(found[name])}, the config asks for {shape}", hint="check that the config belongs to these weights")
+            raise CheckpointError(
+                f"{name} has shape {tuple(found[name])}, the config asks for {shape}", hint="check that the config belongs to these weights"
+            )

@@ -43,8 +43,9 @@ class Step:
     def __post_init__(self) -> None:
         num_tokens, num_sequences = len(self.tokens_T), len(self.lengths_S)
         assert len(self.positions_T) == len(self.slots_T) == num_tokens, "one position and one slot a token"
-        assert len(self.starts_S1) == num_sequences + 1 and self.starts_S1[-1] == num_tokens, "starts cover all rows"
-        assert self.pages_SP.ndim == 2 and len(self.pages_SP) == num_sequences, "one row of pages a sequence"
+        assert len(self.starts_S1) == num_sequences + 1, "one start a sequence, and the end"
+        assert self.starts_S1[-1] == num_tokens, "starts cover all rows"
+        assert self.pages_SP.shape[:-1] == (num_sequences,), "one row of pages a sequence"
         assert all(
             a.dtype == np.int32 and a.flags.c_contiguous
             for a in (self.tokens_T, self.positions_T, self.slots_T, self.starts_S1, self.lengths_S, self.pages_SP, self.wanted_R)

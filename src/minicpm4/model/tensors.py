@@ -19,6 +19,11 @@ class StorageFormat:
     block_bytes: int
 
     @property
+    def is_dense(self) -> bool:
+        """Whether an element is its own block: a plain number, without codes and scales."""
+        return self.block_elements == 1
+
+    @property
     def bits_per_weight(self) -> float:
         return 8 * self.block_bytes / self.block_elements
 
@@ -56,7 +61,9 @@ class PackedTensor:
     def __post_init__(self) -> None:
         expected = (self.num_rows, self.format.row_bytes(self.shape[-1]))
         if self.data.dtype != np.uint8 or self.data.shape != expected:
-            raise ValueError(f"{self.name}: {self.shape} {self.format.name} needs uint8 bytes {expected}, got {self.data.dtype} {self.data.shape}")
+            raise ValueError(
+                f"{self.name}: {self.shape} {self.format.name} needs uint8 bytes {expected}, got {self.data.dtype} {self.data.shape}"
+            )
 
     @property
     def num_rows(self) -> int:

@@ -1,6 +1,6 @@
 """What the bits of stored tensors mean, and how values become them. Knows blocks and scales; nothing of models or files."""
 
 from minicpm4.quant.activations import quantize_activations, round_activations
-from minicpm4.quant.formats import DENSE_FORMATS, dequantize, quantize
+from minicpm4.quant.formats import dequantize, quantize
 
-__all__ = ["DENSE_FORMATS", "dequantize", "quantize", "quantize_activations", "round_activations"]
+__all__ = ["dequantize", "quantize", "quantize_activations", "round_activations"]

@@ -1,6 +1,6 @@
-"""Activations as int8: what a quantized weight is multiplied with when an executor is told so.
+"""Activations as whole numbers: what a quantized weight is multiplied with when an executor is told so.
 
-This is the algorithm to the bit; every executor that offers int8 activations follows it.
+This is the algorithm to the bit; every executor that offers coded activations follows it.
 """
 
 # T rows, K columns
@@ -12,23 +12,26 @@ import numpy as np
 from minicpm4.quant.codec import reciprocal
 
 GROUP_COLUMNS = 32  # columns that share a scale; divides every quantized format's block
+LARGEST_CODES = {"int8": 127, "int16": 254 * 127 + 126}  # integer kernels take an int16 apart: 254 * high + low, a byte each
 
 
-def quantize_activations(x_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 [T, K] in -127..127 and scales float32 [T, K / 32]; a value is scale * code, at most half a scale off.
+def quantize_activations(x_TK: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int8 or int16 [T, K], as kind says, and scales float32 [T, K / 32]; a value is scale * code, at most half a scale off.
 
-    Scale: the group's largest magnitude / 127, in float32. Code: x * (1 / scale) to the nearest, ties to even; 0 where 1 / scale
-    has no float32. A NaN makes its group's scale NaN. K is a multiple of 32.
+    Scale: the group's largest magnitude / the largest code, in float32. Code: x * (1 / scale) to the nearest, ties to even; 0 where
+    the scale is not a normal float32. The scale of a group that is not finite is NaN. K is a multiple of 32.
     """
     assert x_TK.shape[1] % GROUP_COLUMNS == 0, "activations are quantized in groups of 32"
     groups = x_TK.astype(np.float32, copy=False).reshape(len(x_TK), -1, GROUP_COLUMNS)
-    scales = np.abs(groups).max(axis=2) / np.float32(127)
-    is_usable = np.isfinite(scales)[..., None]
-    codes = np.rint(np.where(is_usable, groups, 0) * reciprocal(scales)[..., None]).astype(np.int8)
-    return codes.reshape(x_TK.shape), scales
+    is_finite = np.isfinite(groups).all(axis=2, keepdims=True)
+    scales = np.where(is_finite, np.abs(groups).max(axis=2, keepdims=True), np.float32(np.nan)) / np.float32(LARGEST_CODES[kind])
+    codes = np.rint(np.where(is_finite, groups, 0) * reciprocal(scales)).astype(kind)
+    return codes.reshape(x_TK.shape), scales[..., 0]
 
 
-def round_activations(x_TK: np.ndarray) -> np.ndarray:
-    """The float32 values that `quantize_activations` stands for."""
-    codes, scales = quantize_activations(x_TK)
+def round_activations(x_TK: np.ndarray, kind: str) -> np.ndarray:
+    """The float32 values that `quantize_activations` stands for; x itself where kind is "f32"."""
+    if kind == "f32":
+        return x_TK
+    codes, scales = quantize_activations(x_TK, kind)
     return codes * np.repeat(scales, GROUP_COLUMNS, axis=1)

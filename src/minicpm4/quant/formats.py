@@ -15,7 +15,6 @@ from minicpm4.quant import blocks, dense, kquants, ternary
 from minicpm4.quant.codec import Codec
 
 CODECS: Mapping[str, Codec] = {**dense.CODECS, **blocks.CODECS, **kquants.CODECS, **ternary.CODECS}
-DENSE_FORMATS = frozenset(dense.CODECS)
 ELEMENTS_AT_ONCE = 1 << 18  # intermediate arrays stay in the cache of one core
 
 

@@ -15,16 +15,18 @@ from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.schedule import add_codes, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice
-from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, PackedTensor, Step, assemble
+from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
+from minicpm4.quant import dequantize
 
-DENSE_FORMATS = frozenset(("f32", "f16", "bf16"))
+CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
 USABLE_ISAS = tuple(_native.usable_isas())
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
     kv_formats=frozenset(("f32", "f16")),
-    activations=frozenset(("int8", "f32")),
+    activations=frozenset(CODE_BYTES),
     devices=frozenset(("cpu",)),
     isas=frozenset((None, *USABLE_ISAS)),
+    keeps_weights_packed=True,
 )
 
 
@@ -47,13 +49,14 @@ class NativeExecutor:
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         self.config = config
         isa = choose_isa(options.isa)
-        self.choices = (isa, Choice("activations", options.activations, "what quantized weights are multiplied with"))
+        self.choices = (isa,)
         self._team = _native.Team(options.threads)
         try:
             self._program = _native.Program(
                 isa.value,
                 self._team,
                 max_rows=options.max_step_tokens,
+                code_bytes=CODE_BYTES[options.activations],
                 num_pages=options.num_pages,
                 num_layers=config.num_layers,
                 num_heads=config.num_heads,
@@ -62,7 +65,9 @@ class NativeExecutor:
                 kv_format=options.kv_format,
             )
         except MemoryError as error:
-            raise CapacityError(f"{options.num_pages} pages of KV cache do not fit the memory", hint="lower the context or the number of sequences") from error
+            raise CapacityError(
+                f"{options.num_pages} pages of KV cache do not fit the memory", hint="lower the context or the number of sequences"
+            ) from error
         self.weight_bytes = self._build(weights, options)
         self.kv_bytes = int(self._program.kv_bytes)
 
@@ -74,16 +79,17 @@ class NativeExecutor:
             tensor = weights(name)
             formats[name] = tensor.format.name
             if len(tensor.shape) == 1:
-                places[name] = self._program.add_vector(vector_values(tensor))
+                places[name] = self._program.add_vector(dequantize(tensor))
             else:
-                packed = _native.pack(tensor.format.name, *tensor.shape, tensor.data, self._team)
+                rows, columns = tensor.shape
+                packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._team)
                 places[name], packed_bytes[name] = self._program.add_weight(packed), packed.nbytes
             return Named(name, tensor.shape)
 
         model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
         calls = add_scale_to_embedding(record(model))
-        if options.activations == "int8":
-            calls = add_codes(calls, {name for name, format in formats.items() if format not in DENSE_FORMATS})
+        if CODE_BYTES[options.activations] > 0:
+            calls = add_codes(calls, {name for name, format in formats.items() if not STORAGE_FORMATS[format].is_dense})
         self._write_program(calls, places)
         return sum(packed_bytes[call.weight] for call in calls if call.op == "multiply" and call.weight)
 
@@ -104,7 +110,10 @@ class NativeExecutor:
                 is_vector = call.op == "rms_norm"
                 index = places[call.weight] if call.weight else -1
                 if call.table is not None:
-                    index, is_vector = program.add_vector(np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))), True
+                    index, is_vector = (
+                        program.add_vector(np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))),
+                        True,
+                    )
                 program.add(
                     getattr(_native.Op, call.op),
                     out=place(call.out),
@@ -127,16 +136,7 @@ class NativeExecutor:
         self._program.randomize(self.config.num_layers, np.ascontiguousarray(pages, np.int32), seed)
 
     def close(self) -> None:
-        self._program = self._team = None
-
-
-def vector_values(tensor: PackedTensor) -> np.ndarray:
-    """A norm's weight as float32; norms are stored dense."""
-    if tensor.format.name == "f32":
-        return np.ascontiguousarray(tensor.data).view(np.float32).reshape(-1)
-    from minicpm4.quant.formats import dequantize
-
-    return np.ascontiguousarray(dequantize(tensor), np.float32).reshape(-1)
+        del self._program, self._team
 
 
 def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> NativeExecutor:

@@ -74,7 +74,7 @@ def assign_buffers(phases: list[Phase]) -> tuple[dict[int, int], list[int]]:
         for position, call in enumerate(phase.calls):
             if call.out is None:
                 continue
-            reusable = in_place_source(call, phase, position, last_phase, number)
+            reusable = in_place_source(call, phase, position=position, last_phase=last_phase, number=number)
             if reusable is not None:
                 buffers[call.out.index] = buffers[reusable.index]
                 last_phase[reusable.index] = -1
@@ -89,13 +89,18 @@ def assign_buffers(phases: list[Phase]) -> tuple[dict[int, int], list[int]]:
     return buffers, columns
 
 
-def in_place_source(call: Call, phase: Phase, position: int, last_phase: dict[int, int], number: int) -> Value | None:
+def in_place_source(call: Call, phase: Phase, *, position: int, last_phase: dict[int, int], number: int) -> Value | None:
     """The input that dies with this call and has the shape of its output, if the operation may work in place."""
     if call.op not in IN_PLACE_OPS or call.out is None:
         return None
     later = {value.index for other in phase.calls[position + 1 :] for value in other.inputs}
     for value in call.inputs:
-        if value.columns == call.out.columns and value.is_wanted == call.out.is_wanted and last_phase[value.index] == number and value.index not in later:
+        if (
+            value.columns == call.out.columns
+            and value.is_wanted == call.out.is_wanted
+            and last_phase[value.index] == number
+            and value.index not in later
+        ):
             return value
     return None
 

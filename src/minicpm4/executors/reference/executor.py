@@ -13,33 +13,32 @@ from minicpm4.quant import dequantize
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
     kv_formats=frozenset(("f32", "f16")),
-    activations=frozenset(("int8", "f32")),
+    activations=frozenset(("int8", "int16", "f32")),
     devices=frozenset(("cpu",)),
 )
 KV_DTYPES = {"f32": np.float32, "f16": np.float16}
 
 
 class ReferenceExecutor:
-    """See `executors.base.Executor`. activations "int8" rounds the inputs of low-bit weights as the integer kernels do."""
+    """See `executors.base.Executor`. activations other than f32 round the inputs of low-bit weights as the integer kernels do."""
 
     name = "reference"
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         def load(name: str) -> ReferenceWeight:
             tensor = weights(name)
-            return ReferenceWeight(dequantize(tensor), is_low_bit=tensor.format.block_elements > 1)
+            return ReferenceWeight(dequantize(tensor), is_low_bit=not tensor.format.is_dense)
 
-        self.choices: tuple[Choice, ...] = (Choice("activations", options.activations, "rounded in float32, as integer kernels round"),)
+        self.choices: tuple[Choice, ...] = ()
         self._model: Model[ReferenceWeight] = assemble(config, load, context_length=options.context_length)
         self._cache = ReferenceCache.empty(config, options.num_pages, KV_DTYPES[options.kv_format])
-        self._ops = ReferenceOps(config, self._cache, rounds_activations=options.activations == "int8")
+        self._ops = ReferenceOps(config, self._cache, activations=options.activations)
         matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
         self.weight_bytes = sum(weight.values.nbytes for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes
 
     def run(self, step: Step) -> np.ndarray:
-        logits: np.ndarray = forward(self._ops, self._model, step)
-        return logits
+        return forward(self._ops, self._model, step)
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         random = np.random.default_rng(seed)

@@ -17,7 +17,7 @@ Rotation = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class ReferenceWeight:
-    """values: float32. is_low_bit: stored in blocks, so that its inputs may be rounded to int8 as integer kernels round them."""
+    """values: float32. is_low_bit: stored in blocks, so that its inputs may be rounded as integer kernels round them."""
 
     values: np.ndarray
     is_low_bit: bool
@@ -39,8 +39,8 @@ class ReferenceCache:
 class ReferenceOps:
     """See `model.ops.Ops`."""
 
-    def __init__(self, config: ModelConfig, cache: ReferenceCache, *, rounds_activations: bool) -> None:
-        self.config, self.cache, self.rounds_activations = config, cache, rounds_activations
+    def __init__(self, config: ModelConfig, cache: ReferenceCache, *, activations: str) -> None:
+        self.config, self.cache, self.activations = config, cache, activations
 
     def embed(self, table: ReferenceWeight, tokens_T: np.ndarray) -> np.ndarray:
         return table.values[tokens_T]
@@ -53,7 +53,7 @@ class ReferenceOps:
         return x_TK / np.sqrt(mean_square + np.float32(eps)) * weight_K.values
 
     def linear(self, x_TK: np.ndarray, weight_NK: ReferenceWeight) -> np.ndarray:
-        x = round_activations(x_TK) if self.rounds_activations and weight_NK.is_low_bit else x_TK
+        x = round_activations(x_TK, self.activations) if weight_NK.is_low_bit else x_TK
         return x @ weight_NK.values.T
 
     def rotation(self, positions_T: np.ndarray, table: RopeTable) -> Rotation:
@@ -77,7 +77,7 @@ class ReferenceOps:
             rows = slice(step.starts_S1[sequence], step.starts_S1[sequence + 1])
             pages = step.pages_SP[sequence, : -(-length // PAGE_TOKENS)]
             seen_keys, seen_values = (stored[pages].reshape(-1, *stored.shape[2:])[:length].astype(np.float32) for stored in (keys, values))
-            out[rows] = attend_dense(q_TGJD[rows], seen_keys, seen_values, step.positions_T[rows])
+            out[rows] = attend_dense(q_TGJD[rows], seen_keys, seen_values, positions_T=step.positions_T[rows])
         return out.reshape(q_THD.shape)
 
     def swiglu(self, gate_TK: np.ndarray, up_TK: np.ndarray) -> np.ndarray:
@@ -91,11 +91,10 @@ class ReferenceOps:
         return x_TK[rows_R]
 
 
-def attend_dense(q_TGJD: np.ndarray, k_LGD: np.ndarray, v_LGD: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+def attend_dense(q_TGJD: np.ndarray, k_LGD: np.ndarray, v_LGD: np.ndarray, *, positions_T: np.ndarray) -> np.ndarray:
     """softmax(q k / sqrt(D)) v over the tokens at or before each query's position."""
     scores_GJTL = np.einsum("tgjd,lgd->gjtl", q_TGJD, k_LGD, optimize=True) / np.float32(np.sqrt(q_TGJD.shape[-1]))
     scores_GJTL[..., np.arange(len(k_LGD))[None, :] > positions_T[:, None]] = -np.inf
     weights = np.exp(scores_GJTL - scores_GJTL.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    out: np.ndarray = np.einsum("gjtl,lgd->tgjd", weights, v_LGD, optimize=True)
-    return out
+    return np.einsum("gjtl,lgd->tgjd", weights, v_LGD, optimize=True)

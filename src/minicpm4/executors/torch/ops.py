@@ -86,7 +86,7 @@ class TorchOps:
             rows = slice(int(host.starts_S1[sequence]), int(host.starts_S1[sequence + 1]))
             slots_L = self.slots_of(host.pages_SP[sequence], length)
             k, v = (self.with_new(stored[slots_L], new[rows]) for stored, new in ((keys, k_TGD), (values, v_TGD)))
-            outputs.append(self.attend_dense(q_THD[rows].unflatten(-1, heads), k, v, step.positions_T[rows]))
+            outputs.append(self.attend_dense(q_THD[rows].unflatten(-1, heads), k, v, positions_T=step.positions_T[rows]))
         return torch.cat(outputs)
 
     def slots_of(self, pages_P: np.ndarray, length: int) -> Tensor:
@@ -100,7 +100,7 @@ class TorchOps:
             return stored_LGD.float()
         return torch.cat((stored_LGD[: len(stored_LGD) - len(new_TK)].float(), new_TK.unflatten(-1, (-1, self.config.head_dim))))
 
-    def attend_dense(self, q_THD: Tensor, k_LGD: Tensor, v_LGD: Tensor, positions_T: Tensor) -> Tensor:
+    def attend_dense(self, q_THD: Tensor, k_LGD: Tensor, v_LGD: Tensor, *, positions_T: Tensor) -> Tensor:
         mask_TL = torch.arange(len(k_LGD), device=q_THD.device) <= positions_T[:, None]
         q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_LGD, v_LGD))
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_TL, enable_gqa=True)

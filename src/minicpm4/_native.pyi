@@ -1,0 +1,68 @@
+"""What native/bindings.cc offers to Python; see there."""
+
+from enum import Enum
+
+import numpy as np
+
+class Team:
+    def __init__(self, members: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class PackedWeight:
+    @property
+    def nbytes(self) -> int: ...
+    def unpack(self, first: int, last: int) -> np.ndarray: ...
+
+def pack(format: str, rows: int, columns: int, stored: np.ndarray, team: Team) -> PackedWeight: ...
+def usable_isas() -> list[str]: ...
+def read_bandwidth(isa: str, team: Team, bytes: int, repeats: int) -> float: ...
+
+class Op(Enum):
+    embed = 0
+    scale = 1
+    rms_norm = 2
+    add_scaled = 3
+    swiglu = 4
+    rotation = 5
+    rope = 6
+    take = 7
+    quantize = 8
+    store = 9
+    multiply = 10
+    attend = 11
+
+class Program:
+    def __init__(
+        self,
+        isa: str,
+        team: Team,
+        *,
+        max_rows: int,
+        code_bytes: int,
+        num_pages: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: str,
+    ) -> None: ...
+    def add_weight(self, weight: PackedWeight) -> int: ...
+    def add_vector(self, values: np.ndarray) -> int: ...
+    def add_buffer(self, columns: int) -> int: ...
+    def begin_phase(self, over_wanted: bool) -> None: ...
+    def add(self, op: Op, *, out: int, a: int, b: int, weight: int, vector: int, layer: int, factor: float) -> None: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    def run(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        pages: np.ndarray,
+        wanted: np.ndarray,
+        vocabulary: int,
+    ) -> np.ndarray: ...
+    def randomize(self, num_layers: int, pages: np.ndarray, seed: int) -> None: ...

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from minicpm4.executors import Executor, ExecutorOptions, create_executor
-from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor, RopeConfig, Step
+from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor, Step
+from minicpm4.model.config import RopeConfig
 from minicpm4.model.parameters import parameter_shapes
 from minicpm4.quant import quantize
 
@@ -31,6 +32,11 @@ TOY = ModelConfig(
 def toy_config(**changes: object) -> ModelConfig:
     """TOY (GQA of 8, sizes that are no powers of two) with some fields changed."""
     return replace(TOY, **changes)  # type: ignore[arg-type]
+
+
+def scales_of(config: ModelConfig) -> tuple[float, float, float]:
+    """MiniCPM's three; ones are a plain Llama's."""
+    return config.embedding_scale, config.residual_scale, config.logit_divisor
 
 
 def toy_weights(config: ModelConfig, *, seed: int = 0, format_name: str = "f32") -> dict[str, PackedTensor]:

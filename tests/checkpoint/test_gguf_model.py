@@ -13,6 +13,7 @@ from checkpoint_files import TINY, permute, write_gguf_model
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.checkpoint.gguf_model import unpermuted_rows
 from minicpm4.errors import CheckpointError, ConfigError, MiniCPMError
+from tests.toy import scales_of
 
 SCALES = {"minicpm.embedding_scale": 12.0, "minicpm.residual_scale": 0.25, "minicpm.logit_scale": 4.0}
 FACTORS = np.array([1.0, 1.5, 2.0, 4.0], np.float32)
@@ -28,7 +29,7 @@ def test_the_default_model(default_gguf: Path) -> None:
     assert (c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size) == (30, 576, 9, 3, 64, 1536)
     assert (c.vocab_size, c.has_tied_head, c.rope.theta, c.context_length, c.bos_id, c.eos_ids) == (49152, True, 100000.0, 8192, 1, (2,))
     assert c.norm_eps == pytest.approx(1e-5)
-    assert c.is_plain_llama
+    assert scales_of(c) == (1, 1, 1)
     assert checkpoint.warnings == ()
     assert checkpoint.formats == {"q4_1", "q8_0", "f32"}
     assert (checkpoint.name, checkpoint.folder, len(checkpoint.tensors), checkpoint.file_bytes) == (

@@ -41,13 +41,18 @@ def test_kernels_of_this_machine(tmp_path):
     assert "generic: passed" in run_kernel_tests(tmp_path, "g++", {"kernels_generic": (), **vector_units})
 
 
-@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None, reason="apt install g++-aarch64-linux-gnu qemu-user")
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
+    reason="apt install g++-aarch64-linux-gnu qemu-user",
+)
 def test_neon_kernels_under_an_emulator(tmp_path):
     output = run_kernel_tests(tmp_path, "aarch64-linux-gnu-g++", {"kernels_neon": NEON}, runner=("qemu-aarch64",))
     assert "neon: passed" in output
 
 
-@pytest.mark.skipif(not Path("/usr/include/simde").exists() or platform.machine() != "x86_64", reason="apt install libsimde-dev (on x86-64)")
+@pytest.mark.skipif(
+    not Path("/usr/include/simde").exists() or platform.machine() != "x86_64", reason="apt install libsimde-dev (on x86-64)"
+)
 def test_avx512_kernels_as_portable_intrinsics(tmp_path):
     output = run_kernel_tests(tmp_path, "g++", {"kernels_avx512": EMULATED})
     assert "avx512: passed" in output

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TransferSpeedColumn
 
 from minicpm4.engine import Completion
+from minicpm4.errors import MiniCPMError
 from minicpm4.hardware import Choice
 
 notes = Console(stderr=True, highlight=False)
+output = Console(highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -24,43 +26,71 @@ def warn(text: str) -> None:
     notes.print(f"warning: {text}", markup=False, style="yellow", soft_wrap=True)
 
 
+def fail(error: MiniCPMError) -> None:
+    notes.print(f"error: {error.message}", markup=False, style="bold red", soft_wrap=True)
+    if error.hint:
+        notes.print(f"hint: {error.hint}", markup=False, soft_wrap=True)
+
+
 def write(text: str) -> None:
     """A piece of an answer, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
+def read_line(prompt: str) -> str | None:
+    """A line that was typed, with editing keys and a history; None at the end of input. Ctrl-C drops the line and asks again."""
+    with suppress(ImportError):  # a Python without it reads plain lines
+        import readline  # noqa: F401  # its import gives `input` the editing keys
+    while True:
+        try:
+            if sys.stdout.isatty():
+                return input(prompt)
+            notes.print(prompt, end="", markup=False)  # standard output is for answers alone
+            return input()
+        except KeyboardInterrupt:
+            notes.print()
+        except EOFError:
+            notes.print()
+            return None
+
+
 class TransferBar:
-    """Shows done and total bytes of a download or a load; appears with the first report."""
+    """Shows how far something is, in bytes; a bar for each thing that is told of, the last one on top of the others."""
 
-    def __init__(self, progress: Progress, title: str) -> None:
-        self.progress, self.title, self.task = progress, title, None
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.tasks = progress, dict[str, TaskID]()
 
-    def __call__(self, done: int, total: int | None) -> None:
-        if self.task is None:
-            self.task = self.progress.add_task(self.title, total=total)
-        self.progress.update(self.task, completed=done, total=total)
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total)
+        self.progress.update(self.tasks[what], completed=done, total=total)
 
 
 @contextmanager
-def transfer_bar(title: str) -> Iterator[TransferBar]:
-    """A bar of bytes on standard error, gone when done; silent where standard error is not a terminal."""
+def transfer_bar() -> Iterator[TransferBar]:
+    """Bars of bytes on standard error, gone when done; silent where standard error is not a terminal."""
     columns = (TextColumn("[dim]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
-        yield TransferBar(progress, title)
+        yield TransferBar(progress)
 
 
 @contextmanager
-def stage_line() -> Iterator[object]:
+def stage_line() -> Iterator[Callable[[str], None]]:
     """A spinner whose text is set by calling what is yielded; silent where standard error is not a terminal."""
-    with Progress(SpinnerColumn(), TextColumn("[dim]{task.description}"), console=notes, transient=True, disable=not notes.is_terminal) as progress:
+    with Progress(
+        SpinnerColumn(), TextColumn("[dim]{task.description}"), console=notes, transient=True, disable=not notes.is_terminal
+    ) as progress:
         task = progress.add_task("")
         yield lambda text: progress.update(task, description=text)
 
 
 def summary(completion: Completion, choices: tuple[Choice, ...]) -> str:
     """The dim line after an answer: tokens, times, rates, and what ran it and why."""
-    rates = [f"{completion.prompt_tokens} prompt + {len(completion.token_ids)} answer tokens", f"first token {completion.time_to_first_token:.2f} s"]
+    rates = [
+        f"{completion.prompt_tokens} prompt + {len(completion.token_ids)} answer tokens",
+        f"first token {completion.time_to_first_token:.2f} s",
+    ]
     for name, tokens, seconds in (
         ("prefill", completion.prompt_tokens, completion.prefill_seconds),
         ("decode", len(completion.token_ids) - 1, completion.decode_seconds),

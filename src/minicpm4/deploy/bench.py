@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,11 @@ from statistics import median
 
 import numpy as np
 
+from minicpm4 import _native
+from minicpm4.deploy.subject import Subject
+from minicpm4.engine import LoadOptions, resolve_options
 from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, create_executor
+from minicpm4.executors import Executor, ExecutorOptions, create_executor, kv_bytes_per_token
 from minicpm4.hardware import cpu_name, peak_memory
 from minicpm4.model import ModelConfig, pages_for, single_step
 
@@ -28,7 +31,8 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class BenchOptions:
     """prefill: tokens of the prompt, from an empty cache. decode: tokens generated one by one. context: tokens in the
-    cache before decoding, random ones. repeats: how often each is measured; medians are reported."""
+    cache before decoding, random ones. repeats: how often each is measured; medians are reported. seed: of the tokens and
+    of what the cache is filled with."""
 
     prefill: int = 512
     decode: int = 128
@@ -51,7 +55,10 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Rates are tokens a second, None where not measured; bytes are those that decoding one token reads."""
+    """Rates are tokens a second, None where not measured; bytes are those that decoding one token reads.
+
+    raw: the samples behind the medians. recipe: what is needed to run it again.
+    """
 
     model: str
     executor: str
@@ -79,85 +86,103 @@ class BenchResult:
         return json.dumps(asdict(self), indent=2)
 
 
-def run_bench(
-    name: str,
-    config: ModelConfig,
-    weights: WeightLoader,
-    *,
-    formats: Iterable[str],
-    executor: str,
-    executor_options: ExecutorOptions,
-    options: BenchOptions,
-    progress: Progress = lambda stage: None,
-) -> BenchResult:
+@dataclass(frozen=True)
+class Samples:
+    """What was measured: seconds of each prompt, seconds a token of each run of decoding, and facts of the loaded executor."""
+
+    prefill: list[float]
+    decode: list[float]
+    load_seconds: float
+    peak_bytes: int
+    weight_bytes: int
+    isa: str
+
+
+def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, progress: Progress = lambda stage: None) -> BenchResult:
     """Loads the executor, measures, closes it.
 
-    name and formats say what is measured. Raises CapacityError where options need more context than executor_options has.
+    load: its executor, threads, isa, activations, kv_format, device and context_length count; None is as much context as the run
+    needs. Raises CapacityError where the run needs more context than load or the model has.
     """
-    if options.num_tokens > executor_options.context_length:
-        raise CapacityError(f"the run needs {options.num_tokens} tokens of context, there are {executor_options.context_length}", hint="raise -c or lower --context")
-    formats = frozenset(formats)
-    progress("loading")
-    start = time.perf_counter()
-    runner = create_executor(executor, config, weights, options=executor_options, formats=formats)
-    load_seconds = time.perf_counter() - start
-    try:
-        prefill = [measure_prefill(runner, config, executor_options, options, progress) for _ in range(options.repeats)] if options.prefill else []
-        decode = measure_decode(runner, config, options, progress) if options.decode else []
-        peak = peak_memory()
-        isa = next((choice.value for choice in runner.choices if choice.what == "isa"), platform.machine())
-        weight_bytes = runner.weight_bytes
-    finally:
-        runner.close()
-    kv_token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * {"f32": 4}.get(executor_options.kv_format, 2)
-    kv_bytes = kv_token_bytes * (options.context + options.decode // 2)
-    decode_rate = 1 / median(decode) if decode else None
-    read_rate = decode_rate * (weight_bytes + kv_bytes) / 1e9 if decode_rate else None
+    context_length = options.num_tokens if load.context_length is None else load.context_length
+    if options.num_tokens > min(context_length, subject.config.context_length):
+        raise CapacityError(
+            f"the run needs {options.num_tokens} tokens of context, there are {min(context_length, subject.config.context_length)}",
+            hint="raise -c, or lower --context, --prefill or --decode",
+        )
+    executor_options, _ = resolve_options(load, subject.config, context_length=context_length, num_pages=pages_for(context_length))
+    samples = measure(subject, load.executor, executor_options, options=options, progress=progress)
     progress("measuring the memory")
     memory_rate = memory_bandwidth(executor_options.threads) / 1e9
+    kv_bytes = kv_bytes_per_token(subject.config, executor_options.kv_format) * (options.context + options.decode // 2)
+    decode_rate = 1 / median(samples.decode) if samples.decode else None
+    read_rate = decode_rate * (samples.weight_bytes + kv_bytes) / 1e9 if decode_rate else None
     return BenchResult(
-        model=name,
-        executor=executor,
-        isa=isa,
+        model=subject.name,
+        executor=load.executor,
+        isa=samples.isa,
         threads=executor_options.threads,
-        format="+".join(sorted(formats - {"f32"}) or ["f32"]),
+        format="+".join(sorted(subject.formats - {"f32"}) or ["f32"]),
         activations=executor_options.activations,
         kv_format=executor_options.kv_format,
         context=options.context,
         prompt_tokens=options.prefill,
         new_tokens=options.decode,
-        prefill_tokens_per_second=options.prefill / median(prefill) if prefill else None,
+        prefill_tokens_per_second=options.prefill / median(samples.prefill) if samples.prefill else None,
         decode_tokens_per_second=decode_rate,
-        weight_bytes_per_token=weight_bytes,
+        weight_bytes_per_token=samples.weight_bytes,
         kv_bytes_per_token=kv_bytes,
         read_gb_per_second=read_rate,
         memory_gb_per_second=memory_rate,
         bandwidth_share=read_rate / memory_rate if read_rate else None,
-        peak_memory_mb=peak / 1e6,
-        load_seconds=load_seconds,
-        raw={"prefill_seconds": prefill, "decode_seconds_per_token": decode},
-        recipe=recipe(options, executor_options),
+        peak_memory_mb=samples.peak_bytes / 1e6,
+        load_seconds=samples.load_seconds,
+        raw={"prefill_seconds": samples.prefill, "decode_seconds_per_token": samples.decode},
+        recipe=recipe(load.executor, options, executor_options),
     )
 
 
-def measure_prefill(runner: Executor, config: ModelConfig, executor_options: ExecutorOptions, options: BenchOptions, progress: Progress) -> float:
-    """Seconds of one prompt, in chunks of the largest step."""
-    tokens = np.random.default_rng(options.seed).integers(0, config.vocab_size, options.prefill).astype(np.int32)
+def measure(subject: Subject, executor: str, executor_options: ExecutorOptions, *, options: BenchOptions, progress: Progress) -> Samples:
+    """Loads the executor, measures after one short step that brings the weights near, closes it."""
+    progress("loading")
     start = time.perf_counter()
-    for first in range(0, len(tokens), executor_options.max_step_tokens):
-        progress(f"prefill {first}/{len(tokens)}")
-        runner.run(single_step(tokens[first : first + executor_options.max_step_tokens], start=first))
-    return time.perf_counter() - start
+    runner = create_executor(executor, subject.config, subject.weights, options=executor_options, formats=subject.formats)
+    load_seconds = time.perf_counter() - start
+    try:
+        runner.run(single_step(np.zeros(1, np.int32)))
+        return Samples(
+            prefill=measure_prefill(runner, subject.config, max_rows=executor_options.max_step_tokens, options=options, progress=progress),
+            decode=measure_decode(runner, subject.config, options=options, progress=progress),
+            load_seconds=load_seconds,
+            peak_bytes=peak_memory(),
+            weight_bytes=runner.weight_bytes,
+            isa=next((choice.value for choice in runner.choices if choice.what == "isa"), platform.machine()),
+        )
+    finally:
+        runner.close()
 
 
-def measure_decode(runner: Executor, config: ModelConfig, options: BenchOptions, progress: Progress) -> list[float]:
-    """Seconds a token of each repeat; every repeat starts at the same depth."""
-    if options.context:
+def measure_prefill(runner: Executor, config: ModelConfig, *, max_rows: int, options: BenchOptions, progress: Progress) -> list[float]:
+    """Seconds of each prompt, run in chunks of the largest step."""
+    tokens = np.random.default_rng(options.seed).integers(0, config.vocab_size, options.prefill).astype(np.int32)
+    seconds = []
+    for repeat in range(options.repeats if options.prefill else 0):
+        start = time.perf_counter()
+        for first in range(0, len(tokens), max_rows):
+            progress(f"prefill {repeat + 1}/{options.repeats}: {first} of {len(tokens)} tokens")
+            runner.run(single_step(tokens[first : first + max_rows], start=first))
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_decode(runner: Executor, config: ModelConfig, *, options: BenchOptions, progress: Progress) -> list[float]:
+    """Seconds a token of each run; every run starts at the same depth."""
+    if options.decode and options.context:
         progress("filling the cache")
         runner.randomize_pages(np.arange(pages_for(options.context + options.decode), dtype=np.int32), seed=options.seed)
     tokens = np.random.default_rng(options.seed + 1).integers(0, config.vocab_size, options.decode).astype(np.int32)
     seconds = []
-    for repeat in range(options.repeats):
+    for repeat in range(options.repeats if options.decode else 0):
         progress(f"decode {repeat + 1}/{options.repeats}")
         start = time.perf_counter()
         for index in range(options.decode):
@@ -168,12 +193,10 @@ def measure_decode(runner: Executor, config: ModelConfig, options: BenchOptions,
 
 def memory_bandwidth(threads: int) -> float:
     """Bytes a second that so many threads read from memory: the best of several passes over 256 MB."""
-    from minicpm4 import _native
-
     return float(_native.read_bandwidth(_native.usable_isas()[0], _native.Team(threads), 256 << 20, 5))
 
 
-def recipe(options: BenchOptions, executor_options: ExecutorOptions) -> dict[str, object]:
+def recipe(executor: str, options: BenchOptions, executor_options: ExecutorOptions) -> dict[str, object]:
     """What is needed to run it again."""
     return {
         "machine": cpu_name(),
@@ -181,6 +204,7 @@ def recipe(options: BenchOptions, executor_options: ExecutorOptions) -> dict[str
         "python": platform.python_version(),
         "numpy": np.__version__,
         "minicpm4": version("minicpm4"),
+        **({"torch": version("torch")} if executor == "torch" else {}),
         "commit": source_commit(),
         "flags": asdict(options) | asdict(executor_options),
     }

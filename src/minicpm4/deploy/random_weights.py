@@ -7,37 +7,40 @@ quality: what such a model says is noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from minicpm4.checkpoint.json_file import read_json
 from minicpm4.errors import ConfigError
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, RopeConfig
+from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model.config import config_from_hf
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 from minicpm4.quant import quantize
 
 SHAPES = {
-    "0.5B": dict(hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16, head_dim=64, has_tied_head=True),
-    "8B": dict(hidden_size=4096, intermediate_size=16384, num_layers=32, num_heads=32, head_dim=128, has_tied_head=False),
-}
+    "0.5B": ModelConfig(
+        vocab_size=73448, hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16, num_kv_heads=2, head_dim=64,
+        context_length=32768, embedding_scale=12.0, residual_scale=1.4 / 24**0.5, logit_divisor=4.0, has_tied_head=True,
+    ),
+    "8B": ModelConfig(
+        vocab_size=73448, hidden_size=4096, intermediate_size=16384, num_layers=32, num_heads=32, num_kv_heads=2, head_dim=128,
+        context_length=32768, norm_eps=1e-6, embedding_scale=12.0, residual_scale=1.4 / 32**0.5, logit_divisor=16.0,
+    ),
+}  # fmt: skip
 SAMPLE_ROWS = 64  # rows that are drawn and quantized; larger matrices repeat them
 
 
-def shape_config(name: str, *, context_length: int) -> ModelConfig:
-    """MiniCPM4-0.5B's or -8B's shape with the published scales."""
-    if name not in SHAPES:
-        raise ConfigError(f"there is no shape {name!r}", hint=f"choose {' or '.join(SHAPES)}, or give a config.json")
-    shape = SHAPES[name]
-    hidden, layers = int(shape["hidden_size"]), int(shape["num_layers"])
-    return ModelConfig(
-        vocab_size=73448,
-        num_kv_heads=2,
-        context_length=context_length,
-        rope=RopeConfig(),
-        embedding_scale=12.0,
-        residual_scale=1.4 / layers**0.5,
-        logit_divisor=hidden / 256,
-        **shape,  # type: ignore[arg-type]
-    )
+def shape_config(shape: str, *, context_length: int) -> ModelConfig:
+    """MiniCPM4-0.5B or -8B with the published scales, or the model that a config.json describes; made for so many tokens.
+
+    shape: `0.5B`, `8B`, or the path of a config.json. ConfigError, CheckpointError where it is none of these.
+    """
+    config = SHAPES.get(shape)
+    if config is None and not Path(shape).is_file():
+        raise ConfigError(f"there is no shape {shape!r:.200}", hint=f"choose {' or '.join(SHAPES)}, or give a config.json")
+    return replace(config or config_from_hf(read_json(Path(shape)))[0], context_length=context_length)
 
 
 def head_format_for(format_name: str) -> str:
@@ -48,17 +51,18 @@ def head_format_for(format_name: str) -> str:
 def random_weights(config: ModelConfig, format_name: str, *, seed: int) -> tuple[Callable[[str], PackedTensor], frozenset[str]]:
     """A loader of random parameters, and the formats that it gives.
 
-    Norms are f32; a matrix whose rows are not whole blocks of the format is q8_0.
+    Norms are f32; a matrix whose rows are not whole blocks of the format is q8_0, or f16 if they are no blocks of that either.
     """
     if format_name not in STORAGE_FORMATS:
         raise ConfigError(f"there is no format {format_name!r}", hint=f"choose one of {', '.join(STORAGE_FORMATS)}")
     shapes = parameter_shapes(config)
 
     def format_of(name: str) -> str:
+        columns = shapes[name][-1]
         if len(shapes[name]) == 1:
             return "f32"
         wanted = head_format_for(format_name) if name in (EMBEDDING, HEAD) else format_name
-        return wanted if shapes[name][-1] % STORAGE_FORMATS[wanted].block_elements == 0 else "q8_0"
+        return next(choice for choice in (wanted, "q8_0", "f16") if columns % STORAGE_FORMATS[choice].block_elements == 0)
 
     def load(name: str) -> PackedTensor:
         shape = shapes[name]

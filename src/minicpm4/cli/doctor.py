@@ -1,0 +1,34 @@
+"""minicpm4 doctor: is everything in order, and if not, what to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from json import dumps
+from typing import Annotated
+
+import typer
+
+from minicpm4.cli import options as o
+from minicpm4.cli.terminal import output, transfer_bar, write
+from minicpm4.deploy import check_machine, check_model
+
+SIGNS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
+OptionalModel = Annotated[
+    str | None, o.option("-m", "--model", help="A model whose files are checked too: sums, and numbers that are none.")
+]
+
+
+def doctor(model: OptionalModel = None, offline: o.Offline = False, json: o.AsJson = False) -> None:
+    """Check the build, the CPU and the caches; with -m also a model's files. Exits with 1 if anything is wrong."""
+    checks = check_machine()
+    if model is not None:
+        with transfer_bar() as bar:
+            checks += check_model(model, offline=offline, progress=bar)
+    if json:
+        write(dumps([asdict(check) for check in checks], ensure_ascii=False) + "\n")
+    else:
+        for check in checks:
+            output.print(f"{SIGNS[check.state]:>14}  {check.what}: ", end="")
+            output.print(check.found, markup=False)
+    if any(check.state == "wrong" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,124 @@
+"""Is everything in order? Each check says what was found and, where something is wrong, what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+
+from minicpm4.checkpoint import Checkpoint, hash_files, open_checkpoint, resolve
+from minicpm4.engine import LoadProgress, read_text_side
+from minicpm4.errors import MiniCPMError
+from minicpm4.executors import EXECUTORS, capabilities_of
+from minicpm4.hardware import available_memory, cache_folder, cpu_name, num_cores
+from minicpm4.model import PackedTensor
+from minicpm4.quant import dequantize
+
+SCAN_ELEMENTS = 1 << 22  # decoded at once
+MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """state: "ok", "note" (works, but less is possible), or "wrong"."""
+
+    what: str
+    state: Literal["ok", "note", "wrong"]
+    found: str
+
+
+def check_machine() -> list[Check]:
+    """The build, the CPU, the memory, the executors, the cache."""
+    checks = [Check("minicpm4", "ok", f"{version('minicpm4')}, numpy {np.__version__}")]
+    checks.append(Check("cpu", "ok", f"{cpu_name()}, {num_cores()} cores"))
+    free = available_memory()
+    checks.append(Check("memory", "note" if free is None else "ok", "unknown" if free is None else f"{free / 1e9:.1f} GB free"))
+    checks.extend(check_executor(name) for name in EXECUTORS)
+    return [*checks, check_cache()]
+
+
+def check_executor(name: str) -> Check:
+    try:
+        capabilities = capabilities_of(name)
+    except MiniCPMError as error:
+        return Check(f"executor {name}", "wrong" if name == "native" else "note", str(error))
+    isas = sorted(isa for isa in capabilities.isas if isa)
+    devices = ", ".join(sorted(capabilities.devices))
+    is_slow = name == "native" and isas == ["generic"]
+    found = (
+        f"on {devices}"
+        + (f"; instruction sets {', '.join(isas)}" if isas else "")
+        + ("; no vector kernels for this CPU" if is_slow else "")
+    )
+    return Check(f"executor {name}", "note" if is_slow else "ok", found)
+
+
+def check_cache() -> Check:
+    folder = cache_folder()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Check("cache", "wrong", f"{existing} cannot be written; set MINICPM4_CACHE to a folder of yours")
+    models = sorted(path.name for path in (folder / "models").glob("*.gguf"))
+    return Check("cache", "ok", f"{folder}: {', '.join(models) or 'no models yet'}")
+
+
+def check_model(model: str, *, offline: bool = False, progress: LoadProgress | None = None) -> list[Check]:
+    """That a model opens, that its files have the sums that somebody states, that its tokenizer loads, that every weight is a number."""
+    try:
+        download = None if progress is None else lambda done, total: progress("downloading", done, total)
+        with open_checkpoint(resolve(model, offline=offline, progress=download)) as checkpoint:
+            checks = [
+                Check("model", "ok", f"{checkpoint.name}, {len(checkpoint.tensors)} tensors of {', '.join(sorted(checkpoint.formats))}")
+            ]
+            checks += [Check("config", "note", warning) for warning in checkpoint.warnings]
+            checks += check_sums(checkpoint, progress)
+            return [*checks, check_text(checkpoint), check_numbers(checkpoint, progress)]
+    except MiniCPMError as error:
+        return [Check("model", "wrong", str(error))]
+
+
+def check_sums(checkpoint: Checkpoint, progress: LoadProgress | None) -> Iterator[Check]:
+    told = None if progress is None else lambda done, total: progress("hashing", done, total)
+    for file in hash_files(checkpoint.files, progress=told):
+        if file.is_wrong:
+            yield Check(f"sum of {file.path.name}", "wrong", f"sha256 {file.found}, {file.source} says {file.expected}; download it again")
+        elif file.expected is None:
+            yield Check(f"sum of {file.path.name}", "note", f"sha256 {file.found}; {file.source}")
+        else:
+            yield Check(f"sum of {file.path.name}", "ok", f"sha256 {file.found}, as {file.source} says")
+
+
+def check_text(checkpoint: Checkpoint) -> Check:
+    try:
+        tokenizer, template = read_text_side(checkpoint, None)
+    except MiniCPMError as error:
+        return Check("tokenizer", "wrong", str(error))
+    kind = "has a chat template" if template is not None else "has no chat template; generate works, chat does not"
+    return Check("tokenizer", "ok" if template is not None else "note", f"{tokenizer.vocab_size} tokens; {kind}")
+
+
+def check_numbers(checkpoint: Checkpoint, progress: LoadProgress | None) -> Check:
+    """Decodes every weight once and looks for infinities and NaN."""
+    total, done, broken = sum(info.nbytes for info in checkpoint.tensors.values()), 0, []
+    for name, info in checkpoint.tensors.items():
+        if not is_finite(checkpoint.load(name)):
+            broken.append(name)
+        checkpoint.release()
+        done += info.nbytes
+        if progress is not None:
+            progress("scanning", done, total)
+    if broken:
+        more = f" and {len(broken) - MAX_SHOWN} more" if len(broken) > MAX_SHOWN else ""
+        return Check("weights", "wrong", f"NaN or infinity in {', '.join(broken[:MAX_SHOWN])}{more}; download the file again")
+    return Check("weights", "ok", f"all {len(checkpoint.tensors)} tensors hold finite numbers")
+
+
+def is_finite(tensor: PackedTensor) -> bool:
+    if len(tensor.shape) == 1:
+        return bool(np.isfinite(dequantize(tensor)).all())
+    step = max(1, SCAN_ELEMENTS // tensor.shape[-1])
+    return all(bool(np.isfinite(dequantize(tensor, slice(row, row + step))).all()) for row in range(0, tensor.num_rows, step))

@@ -1,0 +1,40 @@
+"""What is measured or checked: a model's config and weights, from a checkpoint or made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from minicpm4.checkpoint import open_checkpoint, resolve
+from minicpm4.deploy.random_weights import random_weights, shape_config
+from minicpm4.engine import LoadOptions, LoadProgress
+from minicpm4.engine.load import watched_loader
+from minicpm4.executors import WeightLoader
+from minicpm4.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Subject:
+    """formats: the storage formats that `weights` gives."""
+
+    name: str
+    config: ModelConfig
+    weights: WeightLoader
+    formats: frozenset[str]
+
+
+@contextmanager
+def checkpoint_subject(load: LoadOptions, *, progress: LoadProgress | None = None) -> Iterator[Subject]:
+    """The model that load names; usable while this lasts."""
+    download = None if progress is None else lambda done, total: progress("downloading", done, total)
+    path = resolve(load.model, revision=load.revision, offline=load.offline, progress=download)
+    with open_checkpoint(path) as checkpoint:
+        yield Subject(checkpoint.name, checkpoint.config, watched_loader(checkpoint, progress), checkpoint.formats)
+
+
+def random_subject(shape: str, format_name: str, *, context_length: int, seed: int) -> Subject:
+    """Random weights: shape is "0.5B", "8B", or the path of a config.json."""
+    config = shape_config(shape, context_length=context_length)
+    weights, formats = random_weights(config, format_name, seed=seed)
+    return Subject(f"random {shape} {format_name}", config, weights, formats)

@@ -1,0 +1,20 @@
+"""Runs requests on a loaded model: scheduling, pages, sampling, and the Python interface `LLM`."""
+
+from minicpm4.engine.answer import Completion
+from minicpm4.engine.llm import LLM, Stream
+from minicpm4.engine.load import LoadOptions, LoadProgress, read_text_side, resolve_options
+from minicpm4.engine.memory import MemoryPlan, plan_memory
+from minicpm4.engine.params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "Completion",
+    "LoadOptions",
+    "LoadProgress",
+    "MemoryPlan",
+    "SamplingParams",
+    "Stream",
+    "plan_memory",
+    "read_text_side",
+    "resolve_options",
+]

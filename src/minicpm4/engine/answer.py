@@ -1,0 +1,86 @@
+"""An answer in the making: tokens in, text out, cut before stop texts. Knows the tokenizer; does not know how tokens come about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minicpm4.engine.engine import Event, FinishReason, Times
+from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.sampler import TokenLogprobs
+from minicpm4.errors import CheckpointError
+from minicpm4.text import StopMatcher, TextStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    token_ids: all tokens that were chosen for it, without the one that ended it; text: theirs, up to a stop text.
+    logprobs: one for each token, None unless asked for. finish_reason: "stop", "length", or "cancelled" for a stream that
+    was closed. time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first
+    token; decode_seconds: from the first to the last.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+    finish_reason: str
+    prompt_tokens: int
+    time_to_first_token: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class Answer:
+    """Collects a request's events; `take_text` gives what became certain since the last call."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, prompt_tokens: int, is_continuation: bool) -> None:
+        """is_continuation: the answer goes on in the middle of a text, so a space that begins it counts."""
+        self.finish_reason: FinishReason | None = None
+        self._stream, self._stops = TextStream(tokenizer, is_continuation=is_continuation), StopMatcher(params.stop)
+        self._prompt_tokens, self._wants_logprobs = prompt_tokens, params.logprobs is not None
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._pieces: list[str] = []
+        self._num_taken = 0
+        self._times = Times()
+
+    def push(self, event: Event) -> None:
+        self._times, self.finish_reason = event.times, event.finish_reason
+        text = ""
+        if event.token is not None:
+            self._token_ids.append(event.token)
+            text = self._stream.push(event.token)
+            if event.logprobs is not None:
+                self._logprobs.append(event.logprobs)
+        self._pieces.append(self._stops.push(text))
+        if self.finish_reason is not None:
+            self._pieces.append(self._stops.push(self._stream.finish()))
+            self._pieces.append(self._stops.finish())
+        if self._stops.is_stopped:
+            self.finish_reason = "stop"
+
+    def take_text(self) -> str:
+        text = "".join(self._pieces[self._num_taken :])
+        self._num_taken = len(self._pieces)
+        return text
+
+    def check(self) -> None:
+        """CheckpointError where the model's arithmetic broke."""
+        if self.finish_reason == "error":
+            raise CheckpointError("the model computed logits that are not numbers", hint="check its files with: minicpm4 doctor -m MODEL")
+
+    def completion(self) -> Completion:
+        """The answer so far, which is the whole one once there is a finish_reason."""
+        t = self._times
+        first, newest = t.first_token or t.added, t.newest_token or t.added
+        return Completion(
+            text="".join(self._pieces),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            finish_reason=self.finish_reason or "cancelled",
+            prompt_tokens=self._prompt_tokens,
+            time_to_first_token=first - t.added,
+            prefill_seconds=first - (t.started or t.added),
+            decode_seconds=newest - first,
+        )

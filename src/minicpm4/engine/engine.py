@@ -1,0 +1,161 @@
+"""Runs requests on an executor, all of them together: token ids in, token ids out. Knows no text and no model's layers."""
+
+# R wanted rows, V vocabulary
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.sampler import Sampler, TokenLogprobs
+from minicpm4.engine.scheduler import Part, Scheduler, Sequence, build_step
+from minicpm4.errors import CapacityError, RequestError
+from minicpm4.executors import Executor
+from minicpm4.model import PAGE_TOKENS
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """vocab_size, eos_ids: the model's. context_length: the most tokens of one sequence, prompt and answer.
+
+    num_pages, max_step_tokens: those that the executor was made for.
+    """
+
+    vocab_size: int
+    eos_ids: frozenset[int]
+    context_length: int
+    num_pages: int
+    max_step_tokens: int
+
+    @property
+    def sequence_tokens(self) -> int:
+        """The most tokens that one sequence can have: a context, if the cache holds one."""
+        return min(self.context_length, self.num_pages * PAGE_TOKENS)
+
+
+@dataclass
+class Times:
+    """When a request was added, first scheduled, got its first and its newest token; seconds of a monotonic clock."""
+
+    added: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    first_token: float | None = None
+    newest_token: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step brought for one request.
+
+    token: the new token of its answer; None where it ended without one, by a token that is not part of the answer or an error.
+    finish_reason: "stop" (the model's own end, or a stop token), "length" (max_tokens or the context), "error" (the
+    logits were not numbers), or None while it goes on. times: the request's, so far.
+    """
+
+    request: int
+    token: int | None
+    logprobs: TokenLogprobs | None
+    finish_reason: FinishReason | None
+    times: Times
+
+
+@dataclass
+class Running:
+    """A request on its way."""
+
+    sequence: Sequence
+    params: SamplingParams
+    sampler: Sampler
+    last_length: int  # tokens of prompt and answer when the answer is as long as it may get
+    ending_tokens: frozenset[int]
+    times: Times
+
+
+class Engine:
+    """Not for use from several threads at once."""
+
+    def __init__(self, executor: Executor, limits: Limits) -> None:
+        self.limits = limits
+        self.scheduler = Scheduler(num_pages=limits.num_pages, max_step_tokens=limits.max_step_tokens)
+        self._executor = executor
+        self._running: dict[int, Running] = {}
+        self._next_request = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, prompt: Sized[int], params: SamplingParams) -> int:
+        """Queues a request and returns its number. RequestError, CapacityError where it could never run."""
+        self._check(prompt, params)
+        number, self._next_request = self._next_request, self._next_request + 1
+        own = frozenset() if params.ignore_eos else self.limits.eos_ids
+        room = self.limits.sequence_tokens - len(prompt)
+        self._running[number] = Running(
+            sequence=Sequence(number, list(prompt)),
+            params=params,
+            sampler=Sampler(params, prompt),
+            last_length=len(prompt) + min(room, params.max_tokens or room),
+            ending_tokens=own | frozenset(params.stop_token_ids),
+            times=Times(),
+        )
+        self.scheduler.add(self._running[number].sequence)
+        return number
+
+    def _check(self, prompt: Sized[int], params: SamplingParams) -> None:
+        limits = self.limits
+        if not prompt:
+            raise RequestError("the prompt is empty", hint="give at least one token; with a BOS token, empty text is one")
+        for token in (*prompt, *params.logit_bias, *params.stop_token_ids):
+            if not 0 <= token < limits.vocab_size:
+                raise RequestError(f"token {token} is not in the vocabulary of {limits.vocab_size}", hint="use this model's tokenizer")
+        if len(prompt) >= limits.sequence_tokens:
+            raise CapacityError(
+                f"the prompt has {len(prompt)} tokens, the context holds {limits.sequence_tokens} with the answer",
+                hint="shorten the prompt, or raise the context (-c, context_length) or the cache (cache_tokens)",
+            )
+
+    def cancel(self, request: int) -> None:
+        """Ends a request; its pages are free at once. A request that has ended already, or never was, is no error."""
+        running = self._running.pop(request, None)
+        if running is not None:
+            self.scheduler.remove(running.sequence)
+
+    def step(self) -> list[Event]:
+        """Computes one step; an event for each request that got a token or ended. Empty where only parts of prompts ran."""
+        parts = self.scheduler.plan()
+        if not parts:
+            return []
+        self._note_start(parts)
+        logits_RV = self._executor.run(build_step(parts))
+        for part in parts:
+            part.sequence.num_cached += part.num_tokens
+        complete = [part.sequence.request for part in parts if part.is_complete]
+        return [self._advance(request, row) for request, row in zip(complete, logits_RV, strict=True)]
+
+    def _note_start(self, parts: list[Part]) -> None:
+        now = time.perf_counter()
+        for part in parts:
+            times = self._running[part.sequence.request].times
+            times.started = now if times.started is None else times.started
+
+    def _advance(self, request: int, logits_V: np.ndarray) -> Event:
+        running = self._running[request]
+        choice, times = running.sampler.choose(logits_V), running.times
+        times.newest_token = time.perf_counter()
+        times.first_token = times.newest_token if times.first_token is None else times.first_token
+        if choice is None or choice.token in running.ending_tokens:
+            self.cancel(request)
+            return Event(request, None, None, "error" if choice is None else "stop", times)
+        running.sequence.tokens.append(choice.token)
+        is_last = len(running.sequence.tokens) >= running.last_length
+        if is_last:
+            self.cancel(request)
+        return Event(request, choice.token, choice.logprobs, "length" if is_last else None, times)

@@ -1,0 +1,258 @@
+"""The Python interface: text and messages in, text out. Everything below deals in token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, overload
+
+from minicpm4.engine.answer import Answer, Completion
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.load import LoadedModel, LoadOptions, LoadProgress, load_model
+from minicpm4.engine.params import SamplingParams
+from minicpm4.errors import RequestError
+from minicpm4.text import encode_chat
+
+Message = Mapping[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class Stream(Iterator[str]):
+    """Pieces of one answer as they become certain; never half a character, never part of a stop text.
+
+    Close it, or leave its `with`, to end the answer early. `completion` is the answer so far. CheckpointError where the model
+    computes what is not a number.
+    """
+
+    def __init__(self, llm: LLM, request: int, answer: Answer) -> None:
+        self._llm, self._request, self._answer = llm, request, answer
+        self._is_stopping = False
+
+    def __next__(self) -> str:
+        while not (text := self._answer.take_text()):
+            if self._is_stopping:
+                self.close()
+            if not self._llm.advance(self._request):
+                self._answer.check()
+                raise StopIteration
+        return text
+
+    def stop(self) -> None:
+        """Ends the answer after the step that runs now; may be called from a signal handler."""
+        self._is_stopping = True
+
+    @property
+    def completion(self) -> Completion:
+        return self._answer.completion()
+
+    def close(self) -> None:
+        self._llm.forget(self._request)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class LLM:
+    """A loaded model. Close it, or use it in a `with`. Not for use from several threads at once.
+
+        with LLM("default") as llm:
+            print(llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+
+    loaded: what the name led to: config, tokenizer, chat template, executor, memory plan, choices with their reasons.
+    default_params: what the model's own generation_config.json asks for, used where a call gives no params.
+    """
+
+    def __init__(
+        self,
+        model: str = "default",
+        *,
+        executor: str = "native",
+        context_length: int | None = None,
+        cache_tokens: int | None = None,
+        threads: int | None = None,
+        activations: str = "auto",
+        kv_format: str = "f16",
+        isa: str | None = None,
+        device: str = "cpu",
+        revision: str | None = None,
+        offline: bool = False,
+        space_prefix: bool | None = None,
+        progress: LoadProgress | None = None,
+    ) -> None:
+        """The arguments are those of `LoadOptions`; progress is told (what, bytes done, bytes in all) of downloads and loads."""
+        options = LoadOptions(
+            model=model,
+            executor=executor,
+            context_length=context_length,
+            cache_tokens=cache_tokens,
+            threads=threads,
+            activations=activations,
+            kv_format=kv_format,
+            isa=isa,
+            device=device,
+            revision=revision,
+            offline=offline,
+            space_prefix=space_prefix,
+        )
+        self._adopt(load_model(options, progress))
+
+    @classmethod
+    def from_options(cls, options: LoadOptions, *, progress: LoadProgress | None = None) -> LLM:
+        """The same from options that were made elsewhere."""
+        llm = cls.__new__(cls)
+        llm._adopt(load_model(options, progress))
+        return llm
+
+    def _adopt(self, loaded: LoadedModel) -> None:
+        self.loaded, self.default_params = loaded, loaded.default_params
+        self._engine: Engine | None = Engine(loaded.executor, loaded.limits)
+        self._answers: dict[int, Answer] = {}
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None, *, add_bos: bool | None = None) -> Completion: ...
+    @overload
+    def generate(self, prompts: list[str] | tuple[str, ...], params: Params = None, *, add_bos: bool | None = None) -> list[Completion]: ...
+    def generate(
+        self, prompts: str | list[str] | tuple[str, ...], params: Params = None, *, add_bos: bool | None = None
+    ) -> Completion | list[Completion]:
+        """Continues raw text; a list runs as one batch.
+
+        params: for all prompts, or one for each. add_bos: whether the BOS token goes first; None for the tokenizer's own habit.
+        """
+        if isinstance(prompts, str):
+            return self._complete([self.encode(prompts, add_bos=add_bos)], params, is_continuation=True)[0]
+        return self._complete([self.encode(prompt, add_bos=add_bos) for prompt in prompts], params, is_continuation=True)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, variables: Message | None = None
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Sequence[Message]], params: Params = None, *, variables: Message | None = None
+    ) -> list[Completion]: ...
+    def chat(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *, variables: Message | None = None
+    ) -> Completion | list[Completion]:
+        """Answers a conversation, or a list of them as one batch, through the checkpoint's chat template.
+
+        A message is {"role": ..., "content": ...}. variables: what else the template reads, such as enable_thinking.
+        """
+        if not messages:
+            raise RequestError("there are no messages", hint='give at least [{"role": "user", "content": "..."}]')
+        if isinstance(messages[0], Mapping):
+            return self._complete([self.encode_messages(messages, variables)], params)[0]  # type: ignore[arg-type]
+        return self._complete([self.encode_messages(m, variables) for m in messages], params)  # type: ignore[arg-type]
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        add_bos: bool | None = None,
+        variables: Message | None = None,
+    ) -> Stream:
+        """One answer piece by piece: of raw text where prompt is a str, of a conversation where it is messages."""
+        ids = self.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else self.encode_messages(prompt, variables)
+        chosen = self.default_params if params is None else params
+        request = self._start(ids, chosen, is_continuation=isinstance(prompt, str))
+        return Stream(self, request, self._answers[request])
+
+    def chat_turn(
+        self,
+        query: str,
+        history: Sequence[Message] | None = None,
+        *,
+        role: str = "user",
+        max_length: int = 4096,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.3,
+        seed: int | None = None,
+    ) -> tuple[str, list[Message]]:
+        """One turn as the checkpoints' own `model.chat` takes it: (response, history with this turn and the response).
+
+        max_length: the most tokens of prompt and answer together. The names and defaults are theirs.
+        """
+        turns = [*(history or ()), {"role": role, "content": query}]
+        ids = self.encode_messages(turns, None)
+        room = min(max_length, self.loaded.limits.sequence_tokens) - len(ids)
+        if room < 1:
+            raise RequestError(
+                f"the conversation has {len(ids)} tokens, max_length is {max_length}", hint="raise max_length, or start anew"
+            )
+        params = SamplingParams(max_tokens=room, temperature=temperature if do_sample else 0.0, top_p=top_p, seed=seed)
+        response = self._complete([ids], params)[0].text
+        return response, [*turns, {"role": "assistant", "content": response}]
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of raw text, in which a control token's text stands for the token."""
+        return self.loaded.tokenizer.encode(text, add_bos=add_bos, parses_special=True)
+
+    def encode_messages(self, messages: Sequence[Message], variables: Message | None = None) -> list[int]:
+        """Token ids of a conversation up to where the answer begins; a control token's text in a message stays text."""
+        return encode_chat(self.loaded.tokenizer, self.loaded.template, messages, variables=variables)
+
+    def close(self) -> None:
+        """Frees the weights, the cache and the threads."""
+        if self._engine is not None:
+            self._engine = None
+            self._answers.clear()
+            self.loaded.executor.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def advance(self, request: int) -> bool:
+        """Computes one step of everything that runs; False, and nothing is done, once the request has ended. For `Stream`."""
+        if request not in self._answers:
+            return False
+        for event in self._open_engine().step():
+            answer = self._answers[event.request]
+            answer.push(event)
+            if answer.finish_reason is not None:
+                self.forget(event.request)
+        return True
+
+    def forget(self, request: int) -> None:
+        """Ends a request, if it still runs."""
+        self._answers.pop(request, None)
+        if self._engine is not None:
+            self._engine.cancel(request)
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("this LLM was closed", hint="make a new one")
+        return self._engine
+
+    def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> int:
+        request = self._open_engine().add(prompt, params)
+        self._answers[request] = Answer(self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation)
+        return request
+
+    def _complete(self, prompts: Sequence[Sequence[int]], params: Params, *, is_continuation: bool = False) -> list[Completion]:
+        """Runs prompts together to their ends."""
+        chosen = self.default_params if params is None else params
+        all_params = [chosen] * len(prompts) if isinstance(chosen, SamplingParams) else list(chosen)
+        if len(all_params) != len(prompts):
+            raise RequestError(f"there are {len(prompts)} prompts and {len(all_params)} params", hint="give one for all, or one for each")
+        requests: list[int] = []
+        try:
+            for prompt, one in zip(prompts, all_params, strict=True):
+                requests.append(self._start(prompt, one, is_continuation=is_continuation))
+            answers = [self._answers[request] for request in requests]
+            for request in requests:
+                while self.advance(request):
+                    pass
+            for answer in answers:
+                answer.check()
+            return [answer.completion() for answer in answers]
+        finally:
+            for request in requests:
+                self.forget(request)

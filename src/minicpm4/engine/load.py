@@ -1,0 +1,190 @@
+"""From a model's name to everything that answering takes: its files found, its memory planned, its weights in an executor.
+
+"auto" is resolved here, with reasons; what comes out is concrete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
+from minicpm4.engine.defaults import default_params, eos_of
+from minicpm4.engine.engine import Limits
+from minicpm4.engine.memory import MemoryPlan, plan_memory
+from minicpm4.engine.params import SamplingParams
+from minicpm4.errors import ConfigError
+from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
+from minicpm4.hardware import Choice, num_cores
+from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer, template_of_folder, template_of_gguf
+
+LoadProgress = Callable[[str, int, int], None]
+AUTO = "auto"
+MAX_STEP_TOKENS = 512
+SMALL_HIDDEN_SIZE = 1024  # of models whose activations are kept in sixteen bits
+RELEASE_BYTES = 16 << 20  # pages of the file are given back after so many bytes were read
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """model: a folder, a .gguf file, a hub id, or "default"; revision: of a hub id. offline: never the network.
+
+    executor: "native", "reference" or "torch". context_length: the most tokens of a sequence; None for the model's own, or
+    what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
+    one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
+    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: "f16", "f32", and "bf16" for
+    torch. device: "cpu" or "cuda". space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each
+    piece of text, as llama.cpp does; None for what the file says.
+    """
+
+    model: str = "default"
+    revision: str | None = None
+    offline: bool = False
+    executor: str = "native"
+    context_length: int | None = None
+    cache_tokens: int | None = None
+    threads: int | None = None
+    isa: str | None = None
+    activations: str = AUTO
+    kv_format: str = "f16"
+    device: str = "cpu"
+    space_prefix: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ConfigError(f"threads is {self.threads}, expected 1 to 1024", hint="leave it out for one a core")
+        if self.kv_format not in STORAGE_FORMATS or STORAGE_FORMATS[self.kv_format].block_elements != 1:
+            raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint="choose f16 or f32 (torch: also bf16)")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that can run. choices and warnings: sentences for the user."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    default_params: SamplingParams
+    limits: Limits
+    memory: MemoryPlan
+    executor: Executor
+    choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+
+
+def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> LoadedModel:
+    """Finds, checks, plans and loads. progress: told (what, bytes done, bytes in all) while downloading and loading.
+
+    Raises CheckpointError, ConfigError, CapacityError or UnsupportedError before any weight is read where that is possible.
+    """
+    capabilities_of(options.executor)  # a wrong name is said before anything is downloaded
+    download = None if progress is None else lambda done, total: progress("downloading", done, total)
+    path = resolve(options.model, revision=options.revision, offline=options.offline, progress=download)
+    with open_checkpoint(path) as checkpoint:
+        memory = plan_memory(
+            checkpoint,
+            executor=options.executor,
+            kv_format=options.kv_format,
+            context_length=options.context_length,
+            cache_tokens=options.cache_tokens,
+        )
+        executor_options, choices = resolve_options(
+            options, checkpoint.config, context_length=memory.context_length, num_pages=memory.num_pages
+        )
+        tokenizer, template = read_text_side(checkpoint, options.space_prefix)
+        params, warnings = default_params(checkpoint.generation)
+        executor = create_executor(
+            options.executor,
+            checkpoint.config,
+            watched_loader(checkpoint, progress),
+            options=executor_options,
+            formats=checkpoint.formats,
+        )
+    config, generation = checkpoint.config, checkpoint.generation
+    limits = Limits(
+        vocab_size=config.vocab_size,
+        eos_ids=frozenset(i for i in (*config.eos_ids, *tokenizer.eos_ids, *eos_of(generation)) if i < config.vocab_size),
+        context_length=memory.context_length,
+        num_pages=memory.num_pages,
+        max_step_tokens=executor_options.max_step_tokens,
+    )
+    return LoadedModel(
+        name=checkpoint.name,
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        default_params=params,
+        limits=limits,
+        memory=memory,
+        executor=executor,
+        choices=(*choices, *executor.choices),
+        warnings=(*checkpoint.warnings, *warnings),
+    )
+
+
+def resolve_options(
+    options: LoadOptions, config: ModelConfig, *, context_length: int, num_pages: int
+) -> tuple[ExecutorOptions, tuple[Choice, ...]]:
+    """The executor's options, all concrete, and the choices that were made for it."""
+    threads = num_cores() if options.threads is None else options.threads
+    activations = choose_activations(options, config)
+    resolved = ExecutorOptions(
+        context_length=context_length,
+        num_pages=num_pages,
+        max_step_tokens=MAX_STEP_TOKENS,
+        kv_format=options.kv_format,
+        threads=threads,
+        isa=options.isa,
+        activations=activations.value,
+        device=options.device,
+    )
+    chosen = Choice("executor", options.executor, "the default on a CPU" if options.executor == LoadOptions.executor else "asked for")
+    return resolved, (chosen, Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"), activations)
+
+
+def choose_activations(options: LoadOptions, config: ModelConfig) -> Choice:
+    """What quantized weights are multiplied with.
+
+    Eight bits cost a small model answers: SmolLM2-135M's logits move by 0.4 on average, which turns near-ties. Sixteen bits move
+    them by less than 0.01; decoding waits for memory and is as fast, prompts take twice the time, of which a small model needs little.
+    """
+    what = "activations"
+    if options.activations != AUTO:
+        return Choice(what, options.activations, "asked for")
+    if "int8" not in capabilities_of(options.executor).activations or options.executor == "reference":
+        return Choice(what, "f32", "the executor computes in floats")
+    if config.hidden_size < SMALL_HIDDEN_SIZE:
+        return Choice(what, "int16", "eight bits show in the answers of a model this small")
+    return Choice(what, "int8", "fast, and exact enough for a model of this size")
+
+
+def read_text_side(checkpoint: Checkpoint, space_prefix: bool | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    vocab_size = checkpoint.config.vocab_size
+    if checkpoint.metadata is not None:
+        tokenizer = load_gguf_tokenizer(checkpoint.metadata, vocab_size=vocab_size, space_prefix=space_prefix)
+        return tokenizer, template_of_gguf(checkpoint.metadata)
+    if space_prefix is not None:
+        raise ConfigError("space_prefix was given, but the tokenizer is not a GGUF file's", hint="leave it out")
+    assert checkpoint.folder is not None, "a checkpoint has a folder or metadata"
+    return load_tokenizer(checkpoint.folder, vocab_size=vocab_size), template_of_folder(checkpoint.folder)
+
+
+def watched_loader(checkpoint: Checkpoint, progress: LoadProgress | None) -> WeightLoader:
+    """checkpoint.load that tells how far it is, and gives the file's memory back as it goes."""
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    done = unreleased = 0
+
+    def load(name: str) -> PackedTensor:
+        nonlocal done, unreleased
+        if unreleased >= RELEASE_BYTES:  # the executor has copied what it got before
+            checkpoint.release()
+            unreleased = 0
+        tensor = checkpoint.load(name)
+        done, unreleased = done + tensor.nbytes, unreleased + tensor.nbytes
+        if progress is not None:
+            progress("loading", done, total)
+        return tensor
+
+    return load

@@ -1,0 +1,81 @@
+"""How much memory a model will take, and how much context fits: computed before anything is loaded, printed, and enforced."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from minicpm4.checkpoint import Checkpoint
+from minicpm4.errors import CapacityError, ConfigError
+from minicpm4.executors import capabilities_of, kv_bytes_per_token
+from minicpm4.hardware import available_memory
+from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for
+
+SPARE = 256 << 20  # for everything else: the program itself, activations, logits
+MIN_CONTEXT = 512  # a context shorter than this is not chosen for the user
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """weight_bytes: the weights as the executor keeps them. kv_bytes: of a cache that holds cache_tokens.
+
+    context_length: the most tokens of one sequence, and why it is what it is. available: bytes free now, None where unknown.
+    """
+
+    weight_bytes: int
+    kv_bytes: int
+    context_length: int
+    context_reason: str
+    cache_tokens: int
+    available: int | None
+
+    @property
+    def num_pages(self) -> int:
+        return pages_for(self.cache_tokens)
+
+    def __str__(self) -> str:
+        free = "unknown" if self.available is None else f"{self.available / 1e9:.2f} GB"
+        return (
+            f"weights {self.weight_bytes / 1e6:.0f} MB + cache {self.kv_bytes / 1e6:.0f} MB for {self.cache_tokens} tokens, {free} free; "
+            f"context {self.context_length} ({self.context_reason})"
+        )
+
+
+def plan_memory(
+    checkpoint: Checkpoint, *, executor: str, kv_format: str, context_length: int | None = None, cache_tokens: int | None = None
+) -> MemoryPlan:
+    """The plan for these wishes; None means the model's own context, or as much of it as fits, and a cache of one context.
+
+    ConfigError for sizes that cannot be; CapacityError where the plan does not fit the memory that is free, with the numbers.
+    """
+    config, token_bytes = checkpoint.config, kv_bytes_per_token(checkpoint.config, kv_format)
+    weight_bytes, available = weight_memory(checkpoint, executor), available_memory()
+    room = None if available is None else max(0, available - weight_bytes - SPARE) // token_bytes
+    context, reason = choose_context(config, asked=context_length, cache_tokens=cache_tokens, room=room)
+    tokens = max(PAGE_TOKENS, context if cache_tokens is None else cache_tokens)
+    plan = MemoryPlan(weight_bytes, pages_for(tokens) * PAGE_TOKENS * token_bytes, context, reason, tokens, available)
+    if room is not None and tokens > room:
+        raise CapacityError(f"the model does not fit: {plan}", hint=f"a cache of at most {room} tokens fits; lower -c, or free memory")
+    return plan
+
+
+def choose_context(config: ModelConfig, *, asked: int | None, cache_tokens: int | None, room: int | None) -> tuple[int, str]:
+    for name, value in (("context", asked), ("cache", cache_tokens)):
+        if value is not None and not 1 <= value < 1 << 31:
+            raise ConfigError(f"a {name} of {value} tokens was asked for", hint="give a positive number of tokens")
+    if asked is not None:
+        if asked > config.context_length:
+            raise CapacityError(
+                f"a context of {asked} tokens was asked for, the model is made for {config.context_length}",
+                hint="lower -c, or raise max_position_embeddings with fitting rope factors in the model's config",
+            )
+        return asked, "asked for"
+    if room is not None and cache_tokens is None and MIN_CONTEXT <= room < config.context_length:
+        return room // PAGE_TOKENS * PAGE_TOKENS, f"as much of the model's {config.context_length} as the memory holds"
+    return config.context_length, "the model's own"
+
+
+def weight_memory(checkpoint: Checkpoint, executor: str) -> int:
+    if capabilities_of(executor).keeps_weights_packed:
+        return sum(info.nbytes for info in checkpoint.tensors.values())
+    return sum(4 * math.prod(info.shape) for info in checkpoint.tensors.values())

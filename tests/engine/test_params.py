@@ -1,0 +1,30 @@
+"""SamplingParams refuses every value that cannot be, in one sentence."""
+
+import pytest
+
+from minicpm4 import RequestError, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True),
+        ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", "warm"),
+        ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 2),
+        ("seed", -1), ("seed", 1 << 64), ("repetition_penalty", 0), ("presence_penalty", 1e308), ("frequency_penalty", float("nan")),
+        ("logprobs", 65), ("logprobs", -1), ("logit_bias", {-1: 0.0}), ("logit_bias", {3: float("inf")}),
+        ("stop", ("",)), ("stop", ("x" * 5000,)), ("stop", ("a",) * 65), ("stop", (3,)), ("stop_token_ids", (-1,)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_refuses(name, value):
+    with pytest.raises(RequestError, match=r"expected|stop holds"):
+        SamplingParams(**{name: value})
+
+
+def test_accepts_the_edges():
+    params = SamplingParams(max_tokens=1, temperature=0, top_k=0, top_p=1, min_p=1, seed=(1 << 64) - 1, logprobs=0, stop="end")
+    assert params.stop == ("end",)
+    assert params.replace(seed=None).seed is None
+    with pytest.raises(TypeError):
+        params.replace(warmth=1)

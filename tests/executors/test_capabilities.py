@@ -1,0 +1,154 @@
+"""What executors cannot do is said before anything is loaded, with what would work."""
+
+import builtins
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minicpm4 import _native
+from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
+from minicpm4.executors import EXECUTORS, Capabilities, ExecutorOptions, capabilities_of, create_executor
+from minicpm4.executors.native.executor import choose_isa
+from minicpm4.model import STORAGE_FORMATS
+from minicpm4.model.parameters import NORM
+from minicpm4.quant import quantize
+from tests.toy import plan_step, toy_config, toy_executor, toy_weights
+
+CONFIG = toy_config()
+
+
+def refuse_to_load(name: str) -> Any:
+    raise AssertionError(f"{name} was loaded")
+
+
+@pytest.mark.parametrize(
+    ("executor", "formats", "options", "message"),
+    [
+        ("native", {"q8_0", "q3_k"}, {}, r"executor native cannot do weight formats: q3_k; it offers bf16, f16, .*torch"),
+        ("reference", set(), {"kv_format": "bf16"}, "executor reference cannot do KV formats: bf16; it offers f16, f32"),
+        ("native", set(), {"kv_format": "int8"}, "executor native cannot do KV formats: int8; it offers f16, f32"),
+        ("torch", set(), {"activations": "int8"}, "executor torch cannot do activations: int8; it offers f32"),
+        ("native", set(), {"device": "cuda"}, "executor native cannot do devices: cuda; it offers cpu"),
+        ("native", set(), {"isa": "sse2"}, "executor native cannot do instruction sets: sse2; it offers .*generic"),
+        ("torch", set(), {"isa": "avx2"}, "executor torch cannot do instruction sets: avx2; it offers None"),
+        ("reference", set(), {"isa": "generic"}, "executor reference cannot do instruction sets: generic"),
+    ],
+)
+def test_what_cannot_be_done_is_said(executor: str, formats: set[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        create_executor(
+            executor, CONFIG, refuse_to_load, options=ExecutorOptions(context_length=64, num_pages=1, **options), formats=formats
+        )
+
+
+def test_an_executor_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match="there is no executor 'onnx'; choose one of native, reference, torch"):
+        create_executor("onnx", CONFIG, refuse_to_load, options=ExecutorOptions(64, 1), formats=())
+
+
+def test_an_executor_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
+    def without_torch(name: str, *arguments: Any, **details: Any) -> Any:
+        if name == "torch":
+            raise ImportError("No module named 'torch'")
+        return real_import(name, *arguments, **details)
+
+    for module in [name for name in sys.modules if name.startswith("minicpm4.executors.torch")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(
+        UnsupportedError, match=r"executor torch is not installed: No module named 'torch'; pip install 'minicpm4\[torch\]'"
+    ):
+        capabilities_of("torch")
+
+
+def test_torch_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = importlib.import_module("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match="torch finds no CUDA device; use --device cpu, or install a CUDA build of torch"):
+        create_executor("torch", CONFIG, refuse_to_load, options=ExecutorOptions(64, 1, device="cuda"), formats=())
+
+
+@pytest.mark.parametrize("name", ["context_length", "num_pages", "max_step_tokens", "threads"])
+def test_sizes_that_cannot_be(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 0, expected a positive number"):
+        ExecutorOptions(**{"context_length": 64, "num_pages": 1, name: 0})
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_weight_of_another_shape_is_refused(executor: str) -> None:
+    weights = toy_weights(CONFIG) | {NORM: quantize(np.ones(95, np.float32), "f32", name=NORM)}
+    with pytest.raises(CheckpointError, match=r"model.norm.weight has shape \(95,\), the config asks for \(96,\)"):
+        toy_executor(executor, CONFIG, weights)
+
+
+def test_a_cache_larger_than_the_address_space() -> None:
+    with pytest.raises(CapacityError, match="2000000000 pages of KV cache do not fit the memory; lower the context"):
+        create_executor("native", toy_config(num_layers=1024), refuse_to_load, options=ExecutorOptions(64, 2_000_000_000), formats=())
+
+
+def test_every_executor_reads_every_format() -> None:
+    for executor in EXECUTORS:
+        assert capabilities_of(executor).weight_formats == frozenset(STORAGE_FORMATS)
+
+
+def test_all_that_is_asked_at_once_may_be_had() -> None:
+    able = Capabilities(frozenset(("f32",)), frozenset(("f16",)), frozenset(("f32",)), frozenset(("cpu",)))
+    able.check("toy", ["f32"], ExecutorOptions(64, 1))
+
+
+def test_the_choice_of_an_instruction_set_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(choose_isa("generic")) == "isa generic (asked for)"
+    best = choose_isa(None)
+    assert best.value == _native.usable_isas()[0]
+    module = sys.modules[choose_isa.__module__]
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    for isas, text in {
+        ("avx512", "avx2", "generic"): "isa avx512 (the best that this CPU has)",
+        ("avx2", "generic"): "isa avx2 (no AVX-512 VNNI on this CPU)",
+        ("generic",): "isa generic (no AVX2 on this CPU)",
+    }.items():
+        monkeypatch.setattr(module, "USABLE_ISAS", isas)
+        assert str(choose_isa(None)) == text
+    monkeypatch.setattr(module.platform, "machine", lambda: "riscv64")
+    assert str(choose_isa(None)) == "isa generic (the best that this CPU has)"
+
+
+WRONG_STEPS = {
+    "a step has more rows than the program was made for": {
+        "tokens_T": [1] * 9,
+        "positions_T": range(9),
+        "slots_T": range(9),
+        "starts_S1": [0, 9],
+    },
+    "a token is not in the vocabulary": {"tokens_T": [1, 97]},
+    "a slot is not in the cache": {"slots_T": [0, 4 * 64]},
+    "a wanted row is not in the step": {"wanted_R": [2]},
+    "a sequence is longer than its pages": {"lengths_S": [65]},
+    "a page is not in the cache": {"pages_SP": [[4]]},
+    "a position is not in its sequence": {"positions_T": [0, 2]},
+    "starts do not cover the rows": {"starts_S1": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_STEPS)
+def test_a_step_that_would_leave_the_memory_stops_at_the_border(message: str) -> None:
+    """Such a step is a mistake of the engine, not of the user; it must not become a crash or a wrong answer."""
+    runner = toy_executor("native", CONFIG, toy_weights(CONFIG), num_pages=4, max_step_tokens=8)
+    good = plan_step([([1, 2], 0, [0])])
+    runner.run(good)
+    fields = vars(good) | {name: np.array(value, np.int32) for name, value in WRONG_STEPS[message].items()}
+    with pytest.raises(ValueError, match=message):
+        runner.run(type(good)(**fields))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_closing_frees_the_weights(executor: str) -> None:
+    runner = toy_executor(executor, CONFIG, toy_weights(CONFIG))
+    kept = set(vars(runner))
+    runner.close()
+    assert len(kept - set(vars(runner))) >= 2

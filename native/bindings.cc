@@ -53,25 +53,25 @@ const Kernels& kernels_named(const std::string& isa) {
 }
 
 struct PackedWeight {
-  std::shared_ptr<const Memory> memory;
+  std::shared_ptr<const Arena> arena;
   Weight weight;
 };
 
-PackedWeight pack(const std::string& format_name, int rows, int columns, const Bytes& stored, Team& team) {
+PackedWeight pack(const std::string& format_name, int rows, int columns, const Bytes& stored, Team& team, const std::shared_ptr<Arena>& arena) {
   const Format format = format_named(format_name);
   const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
   if (columns % block_columns(format) != 0 || stored.shape(0) != static_cast<size_t>(rows) || stored.shape(1) != row_bytes || stored.stride(1) != 1)
     throw std::invalid_argument("stored bytes do not fit the shape");
   Weight weight{format, rows, columns, tile_bytes_of(format, columns), nullptr};
-  auto memory = std::make_shared<Memory>(weight.tile_bytes * weight.num_tiles(), true);
-  weight.data = memory->as<uint8_t>();
+  uint8_t* data = arena->take(weight.tile_bytes * weight.num_tiles());
+  weight.data = data;
   const size_t stride = stored.stride(0);
   const nb::gil_scoped_release unlocked;
   team.run([&](int member) {
     for (int tile = member; tile < weight.num_tiles(); tile += team.size())
-      pack_tile(format, stored.data(), stride, rows, columns, tile, memory->as<uint8_t>() + weight.tile_bytes * tile);
+      pack_tile(format, stored.data(), stride, rows, columns, tile, data + weight.tile_bytes * tile);
   });
-  return {memory, weight};
+  return {arena, weight};
 }
 
 nb::ndarray<nb::numpy, float> owned_array(std::vector<size_t> shape, size_t count, float*& data) {
@@ -139,17 +139,16 @@ void randomize(Program& program, int num_layers, const Ints& pages, uint64_t see
   for (int l = 0; l < num_layers; ++l) {
     const KvLayer layer = program.kv_layer(l);
     size_t at = random() % sample.size();
-    const auto fill = [&](uint8_t* base, size_t elements) {
-      for (size_t p = 0; p < pages.size(); ++p) {
-        for (size_t i = 0; i < elements; ++i, at = at + 1 == sample.size() ? 0 : at + 1) {
-          const size_t index = pages.data()[p] * elements + i;
-          if (layer.format == KvFormat::f32) reinterpret_cast<float*>(base)[index] = sample[at];
-          else reinterpret_cast<uint16_t*>(base)[index] = f32_to_f16(sample[at]);
-        }
+    const auto fill = [&](uint8_t* page, size_t elements) {
+      for (size_t i = 0; i < elements; ++i, at = at + 1 == sample.size() ? 0 : at + 1) {
+        if (layer.format == KvFormat::f32) reinterpret_cast<float*>(page)[i] = sample[at];
+        else reinterpret_cast<uint16_t*>(page)[i] = f32_to_f16(sample[at]);
       }
     };
-    fill(layer.keys, layer.key_page_elements());
-    fill(layer.values, layer.value_page_elements());
+    for (size_t p = 0; p < pages.size(); ++p) {
+      fill(layer.key_page(pages.data()[p]), layer.key_page_elements());
+      fill(layer.value_page(pages.data()[p]), layer.value_page_elements());
+    }
   }
 }
 
@@ -177,10 +176,11 @@ double read_bandwidth(const std::string& isa, Team& team, size_t bytes, int repe
 NB_MODULE(_native, m) {
   nb::class_<Team>(m, "Team").def(nb::init<int>()).def_prop_ro("size", &Team::size);
 
+  nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<PackedWeight>(m, "PackedWeight")
-      .def_prop_ro("nbytes", [](const PackedWeight& p) { return p.memory->bytes(); })
+      .def_prop_ro("nbytes", [](const PackedWeight& p) { return p.weight.tile_bytes * p.weight.num_tiles(); })
       .def("unpack", &unpack, nb::arg("first"), nb::arg("last"));
-  m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"));
+  m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"), nb::arg("arena"));
   m.def("usable_isas", [] {
     std::vector<std::string> names;
     for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);
@@ -191,7 +191,11 @@ NB_MODULE(_native, m) {
   nb::enum_<Op>(m, "Op")
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
-      .value("quantize", Op::quantize).value("store", Op::store).value("multiply", Op::multiply).value("attend", Op::attend);
+      .value("quantize", Op::quantize).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
+      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge);
+
+  nb::enum_<PhaseKind>(m, "PhaseKind")
+      .value("rows", PhaseKind::rows).value("products", PhaseKind::products).value("attend", PhaseKind::attend);
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
@@ -202,10 +206,11 @@ NB_MODULE(_native, m) {
            },
            nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::keep_alive<1, 3>())
-      .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.memory, w.weight); })
+      .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.arena, w.weight); })
       .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })
       .def("add_buffer", &Program::add_buffer, nb::arg("columns"))
-      .def("begin_phase", &Program::begin_phase, nb::arg("over_wanted"))
+      .def("begin_phase", &Program::begin_phase, nb::arg("kind"), nb::arg("over_wanted"))
+      .def("begin_job", &Program::begin_job)
       .def("add",
            [](Program& p, Op op, int out, int a, int b, int weight, int vector, int layer, float factor) {
              p.add({op, out, a, b, weight, vector, layer, factor});

@@ -19,8 +19,8 @@ struct Codes {
   float* sums;       // [rows][columns / 32]: scale * sum of the group's codes
   float* half_sums;  // [rows][columns / 16]: the same for each half of a group
 
-  Codes row(int index, int columns) const {
-    const size_t at = static_cast<size_t>(columns) * index;
+  // The same from a cell on: row * columns + column, a multiple of 32.
+  Codes from(size_t at) const {
     return {high + at, low ? low + at : nullptr, scales + at / 32, sums + at / 32, half_sums + at / 16};
   }
 };
@@ -38,19 +38,26 @@ struct Rows {
 enum class KvFormat { f32, f16 };
 
 // One layer's keys and values, in pages of 64 tokens. A page of keys is [kv heads][head dim][64 tokens], so that 16
-// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim].
+// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim]. All layers of a page lie
+// together, so that memory is touched as tokens come.
 struct KvLayer {
-  uint8_t *keys, *values;
+  uint8_t *keys, *values;  // of page 0
+  size_t page_stride;      // bytes from a page to the next
   KvFormat format;
   int num_kv_heads, head_dim;
 
   int padded_dim() const { return static_cast<int>(round_up(head_dim, 16)); }
+  uint8_t* key_page(int page) const { return keys + page_stride * page; }
+  uint8_t* value_page(int page) const { return values + page_stride * page; }
   size_t element_bytes() const { return format == KvFormat::f32 ? 4 : 2; }
   size_t key_page_elements() const { return static_cast<size_t>(num_kv_heads) * head_dim * kPageTokens; }
   size_t value_page_elements() const { return static_cast<size_t>(num_kv_heads) * padded_dim() * kPageTokens; }
 };
 
-// Queries of consecutive rows of one sequence against one kv head.
+// Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence.
+//
+// The cache is read in stretches of kStretchPages. Each is attended to by itself and then merged with those before it, in
+// order, so that a row's result is the same whether one thread reads all of them or several share them.
 struct AttendTask {
   const float* queries;      // [rows][stride], all heads
   float* out;                // the same shape
@@ -58,12 +65,18 @@ struct AttendTask {
   int first_row, last_row;
   const int32_t* positions;  // [rows]
   const int32_t* pages;      // page ids of the sequence
+  int first_page, last_page;
   int kv_head, group_heads;  // query heads of this kv head
   float* scratch;            // attend_scratch_floats
+  float* partial;            // where the stretch goes if it is one of several of a single row: [group_heads][partial_floats]; or null
 };
 
+constexpr int kStretchPages = 16;
+
+// A partial result of one (row, head): sums of weighted values [padded dim], largest score, sum of weights.
+constexpr size_t partial_floats(int padded_dim) { return padded_dim + 16; }
 constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim) {
-  return static_cast<size_t>(rows) * group_heads * (padded_dim + 2);
+  return 2 * static_cast<size_t>(rows) * group_heads * partial_floats(padded_dim);
 }
 
 struct Kernels {
@@ -83,8 +96,12 @@ struct Kernels {
   void (*swiglu)(const float* gate, const float* up, float* out, int n);
   void (*rope)(const float* x, const float* cosines, const float* sines, int num_heads, int head_dim, float* out);
 
-  void (*store_key_value)(const KvLayer& layer, const float* key, const float* value, int slot);
+  // A row's kv heads [first_head, last_head), which begin at `row`, into a slot.
+  void (*store_keys)(const KvLayer& layer, const float* row, int first_head, int last_head, int slot);
+  void (*store_values)(const KvLayer& layer, const float* row, int first_head, int last_head, int slot);
   void (*attend)(const KvLayer& layer, const AttendTask& task);
+  // Puts the partial results of `count` stretches, `stride` floats apart, together into out[head_dim].
+  void (*merge_stretches)(const float* partials, size_t stride, int count, int head_dim, float* out);
 
   float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
 };

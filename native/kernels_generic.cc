@@ -9,6 +9,8 @@
 #define ISA generic
 namespace minicpm4::ISA {
 constexpr int kRowBlock = 1;  // rows of activations that share a decoded weight
+constexpr int kAttendRows = 4;     // (query, head) pairs that share a key
+constexpr int kScoreVectors = 1;   // vectors of 16 keys whose scores are in registers together
 }
 #include "kernels_common.h"
 // after the common pieces
@@ -19,7 +21,7 @@ constexpr int kRowBlock = 1;  // rows of activations that share a decoded weight
 namespace minicpm4 {
 const Kernels* kernels_generic() {
   using namespace ISA;
-  static constexpr Kernels table = {kName, multiply, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_key_value, attend, read_all};
+  static constexpr Kernels table = {kName, multiply, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values, attend, merge_stretches, read_all};
   return &table;
 }
 }  // namespace minicpm4

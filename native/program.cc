@@ -3,39 +3,50 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "packing.h"
 
 namespace minicpm4 {
 namespace {
 
-constexpr int kTilesPerTask = 4;      // 64 output features: small enough for the cache, large enough for a task
-constexpr int kRowsPerTask = 128;     // of a multiplication
+constexpr int kColumnsPerTask = 64;     // of a product: few enough for the cache, enough for a task
+constexpr int kRowsPerTask = 128;
 constexpr int kAttendRowsPerTask = 32;  // (query, head) pairs that share a page's keys
+constexpr int kWideHead = 256;          // heads up to here fit the columns of a task
 
 int attend_queries(int group_heads) { return std::max(1, kAttendRowsPerTask / group_heads); }
+
+// Columns of a product's task: whole tiles, whole groups of codes, and whole heads.
+int columns_per_task(int head_dim) {
+  if (head_dim % kTileRows != 0 || head_dim > kWideHead) return kColumnsPerTask;
+  return static_cast<int>(round_up(kColumnsPerTask, std::lcm(head_dim, 2 * kTileRows)));
+}
+
+int divide_up(int n, int by) { return (n + by - 1) / by; }
 
 }  // namespace
 
 Program::Program(const Kernels& kernels, Team& team, const Options& options) : kernels_(kernels), team_(team), options_(options) {
-  const KvLayer shape{nullptr, nullptr, options.kv_format, options.num_kv_heads, options.head_dim};
-  const size_t page = (shape.key_page_elements() + shape.value_page_elements()) * shape.element_bytes();
-  kv_ = Memory(page * options.num_pages * options.num_layers, false);
+  const KvLayer shape = kv_layer(0);
+  kv_ = Memory(shape.page_stride * options.num_pages, true);
   const size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
   for (int i = 0; i < team.size(); ++i) scratch_.emplace_back(floats * sizeof(float), false);
+  const size_t stretches = options.num_pages / kStretchPages + options.max_rows;  // at most so many in one step
+  partials_ = Memory(stretches * options.num_kv_heads * options.group_heads * partial_floats(shape.padded_dim()) * sizeof(float), false);
 }
 
 KvLayer Program::kv_layer(int layer) const {
-  KvLayer kv{nullptr, nullptr, options_.kv_format, options_.num_kv_heads, options_.head_dim};
-  const size_t keys = kv.key_page_elements() * kv.element_bytes() * options_.num_pages;
-  const size_t values = kv.value_page_elements() * kv.element_bytes() * options_.num_pages;
+  KvLayer kv{nullptr, nullptr, 0, options_.kv_format, options_.num_kv_heads, options_.head_dim};
+  const size_t keys = kv.key_page_elements() * kv.element_bytes(), values = kv.value_page_elements() * kv.element_bytes();
+  kv.page_stride = (keys + values) * options_.num_layers;
   kv.keys = kv_.as<uint8_t>() + (keys + values) * layer;
   kv.values = kv.keys + keys;
   return kv;
 }
 
-int Program::add_weight(std::shared_ptr<const Memory> memory, const Weight& weight) {
-  kept_.push_back(std::move(memory));
+int Program::add_weight(std::shared_ptr<const Arena> arena, const Weight& weight) {
+  if (kept_.empty() || kept_.back() != arena) kept_.push_back(std::move(arena));
   weights_.push_back(weight);
   return static_cast<int>(weights_.size()) - 1;
 }
@@ -56,10 +67,17 @@ int Program::add_buffer(int columns) {
   return static_cast<int>(buffers_.size()) - 1;
 }
 
-void Program::begin_phase(bool over_wanted) { phases_.push_back({{}, over_wanted}); }
+void Program::begin_phase(PhaseKind kind, bool over_wanted) {
+  phases_.push_back({kind, over_wanted, {}});
+  if (kind != PhaseKind::products) begin_job();
+  shares_ = std::vector<Share>(phases_.size() * team_.size());
+}
+
+void Program::begin_job() { phases_.back().jobs.emplace_back(); }
 
 void Program::add(const Instruction& instruction) {
-  phases_.back().instructions.push_back(instruction);
+  Job& job = phases_.back().jobs.back();
+  (instruction.op == Op::multiply ? job.products : job.tail).push_back(instruction);
   if (instruction.op != Op::quantize) return;
   Buffer& buffer = buffers_[instruction.a];
   if (buffer.high.bytes() > 0) return;
@@ -71,65 +89,98 @@ void Program::add(const Instruction& instruction) {
   buffer.half_sums = Memory(cells / 16 * sizeof(float), false);
 }
 
-int Program::result_stride() const { return static_cast<int>(buffers_[phases_.back().instructions.back().out].stride); }
+int Program::result_stride() const {
+  const Job& job = phases_.back().jobs.back();
+  return static_cast<int>(buffers_[(job.tail.empty() ? job.products : job.tail).back().out].stride);
+}
 
 const float* Program::run(const StepView& step) {
-  if (!next_tasks_) next_tasks_ = std::make_unique<std::atomic<int>[]>(phases_.size());
-  for (size_t i = 0; i < phases_.size(); ++i) next_tasks_[i].store(0, std::memory_order_relaxed);
+  cut_queries(step);
+  for (Share& share : shares_) share.next.store(0, std::memory_order_relaxed);
   team_.run([&](int member) {
     for (size_t i = 0; i < phases_.size(); ++i) {
-      run_phase(phases_[i], next_tasks_[i], step, member);
+      run_phase(i, step, member);
       team_.barrier().wait();
     }
   });
-  return row(phases_.back().instructions.back().out, 0);
+  const Job& job = phases_.back().jobs.back();
+  return row((job.tail.empty() ? job.products : job.tail).back().out, 0);
 }
 
-void Program::run_phase(const Phase& phase, std::atomic<int>& next_task, const StepView& step, int member) {
+void Program::run_phase(size_t index, const StepView& step, int member) {
+  const Phase& phase = phases_[index];
   const int num_rows = phase.over_wanted ? step.num_wanted : step.num_tokens;
-  const Op op = phase.instructions.front().op;
-  if (op == Op::multiply) return run_multiply(phase, next_task, num_rows);
-  if (op == Op::attend) return run_attend(phase.instructions.front(), next_task, step, member);
-  const auto share = [&](int m) { return static_cast<int>(static_cast<int64_t>(num_rows) * m / team_.size()); };
-  for (const Instruction& in : phase.instructions) run_rows(in, step, share(member), share(member + 1));
+  switch (phase.kind) {
+    case PhaseKind::rows: {
+      const auto share = [&](int m) { return static_cast<int>(static_cast<int64_t>(num_rows) * m / team_.size()); };
+      for (const Instruction& in : phase.jobs.front().tail) {
+        const int shaped = in.out >= 0 ? in.out : in.a;
+        apply(in, step, {share(member), share(member + 1), 0, buffers_[shaped].columns});
+      }
+      break;
+    }
+    case PhaseKind::products: {
+      int total = 0;
+      for (const Job& job : phase.jobs) total += num_tasks(job, num_rows);
+      take_tasks(index, total, member, [&](int task) { run_product_task(phase, step, num_rows, task); });
+      break;
+    }
+    case PhaseKind::attend: {
+      const Instruction& in = phase.jobs.front().tail.front();
+      take_tasks(index, num_attend_tasks_, member, [&](int task) { run_attend_task(in, step, member, task); });
+      break;
+    }
+  }
 }
 
-void Program::run_rows(const Instruction& in, const StepView& step, int first, int last) {
-  const int shaped = in.out >= 0 ? in.out : in.a;
-  const int n = static_cast<int>(buffers_[shaped].stride), columns = buffers_[shaped].columns;
-  for (int i = first; i < last; ++i) {
-    float* out = in.out >= 0 ? row(in.out, i) : nullptr;
-    switch (in.op) {
-      case Op::embed:
-        unpack_row(weights_[in.weight], step.tokens[i], out);
-        kernels_.scale(out, in.factor, out, n);
-        break;
-      case Op::scale: kernels_.scale(row(in.a, i), in.factor, out, n); break;
-      case Op::rms_norm: kernels_.rms_norm(row(in.a, i), vectors_[in.vector].as<float>(), columns, in.factor, out, n); break;
-      case Op::add_scaled: kernels_.add_scaled(row(in.a, i), row(in.b, i), in.factor, out, n); break;
-      case Op::swiglu: kernels_.swiglu(row(in.a, i), row(in.b, i), out, n); break;
-      case Op::rotation: {
-        const int half = columns / 2;
-        const float *factors = vectors_[in.vector].as<float>(), *frequencies = factors + half, position = step.positions[i];
-        for (int f = 0; f < half; ++f) {
-          const float angle = position * factors[f] * frequencies[f];
-          out[f] = std::cos(angle) * in.factor;
-          out[half + f] = std::sin(angle) * in.factor;
-        }
-        break;
+// Calls work for tasks of the member's own share, then for what the shares of the others still hold.
+template <class Work>
+void Program::take_tasks(size_t phase, int num_tasks, int member, Work work) {
+  const int members = team_.size();
+  const auto start = [&](int m) { return static_cast<int>(static_cast<int64_t>(num_tasks) * m / members); };
+  for (int i = 0; i < members; ++i) {
+    const int owner = (member + i) % members, first = start(owner), count = start(owner + 1) - first;
+    std::atomic<int>& next = shares_[phase * members + owner].next;
+    for (int taken; (taken = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(first + taken);
+  }
+}
+
+void Program::apply(const Instruction& in, const StepView& step, const Slice& slice) {
+  for (int i = slice.first_row; i < slice.last_row; ++i) apply_row(in, step, i, slice.first_column, slice.last_column);
+}
+
+// One row, columns [first, last). Whole rows for the ops that look at all columns.
+void Program::apply_row(const Instruction& in, const StepView& step, int i, int first, int last) {
+  const int head_dim = options_.head_dim, n = static_cast<int>(round_up(last - first, 16));
+  float* out = in.out >= 0 ? row(in.out, i) + first : nullptr;
+  const float *a = in.a >= 0 ? row(in.a, in.op == Op::take ? step.wanted[i] : i) + first : nullptr, *b = in.b >= 0 ? row(in.b, i) : nullptr;
+  switch (in.op) {
+    case Op::embed:
+      unpack_row(weights_[in.weight], step.tokens[i], out);
+      kernels_.scale(out, in.factor, out, n);
+      break;
+    case Op::scale: kernels_.scale(a, in.factor, out, n); break;
+    case Op::rms_norm: kernels_.rms_norm(a, vectors_[in.vector].as<float>(), last, in.factor, out, n); break;
+    case Op::add_scaled: kernels_.add_scaled(a, b + first, in.factor, out, n); break;
+    case Op::swiglu: kernels_.swiglu(a, b + first, out, n); break;
+    case Op::rotation: {
+      const int half = last / 2;
+      const float *factors = vectors_[in.vector].as<float>(), *frequencies = factors + half, position = step.positions[i];
+      for (int f = 0; f < half; ++f) {
+        const float angle = position * factors[f] * frequencies[f];
+        out[f] = std::cos(angle) * in.factor;
+        out[half + f] = std::sin(angle) * in.factor;
       }
-      case Op::rope: {
-        const int head_dim = options_.head_dim;
-        const float* angles = row(in.b, i);
-        kernels_.rope(row(in.a, i), angles, angles + head_dim / 2, columns / head_dim, head_dim, out);
-        break;
-      }
-      case Op::take: std::memcpy(out, row(in.a, step.wanted[i]), n * sizeof(float)); break;
-      case Op::store: kernels_.store_key_value(kv_layer(in.layer), row(in.a, i), row(in.b, i), step.slots[i]); break;
-      case Op::quantize: kernels_.quantize(row(in.a, i), columns, buffers_[in.a].codes().row(i, columns)); break;
-      case Op::multiply:
-      case Op::attend: break;  // tasks, not rows
+      break;
     }
+    case Op::rope: kernels_.rope(a, b, b + head_dim / 2, (last - first) / head_dim, head_dim, out); break;
+    case Op::take: std::memcpy(out, a, n * sizeof(float)); break;
+    case Op::store_keys: kernels_.store_keys(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
+    case Op::store_values: kernels_.store_values(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
+    case Op::quantize: kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first)); break;
+    case Op::merge: merge_row(in, step, i); break;
+    case Op::multiply:
+    case Op::attend: break;  // tasks, not rows
   }
 }
 
@@ -137,37 +188,70 @@ Rows Program::rows_of(const Buffer& buffer) const {
   return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes()};
 }
 
-void Program::run_multiply(const Phase& phase, std::atomic<int>& next_task, int num_rows) {
-  const auto tile_tasks = [&](const Instruction& in) { return (weights_[in.weight].num_tiles() + kTilesPerTask - 1) / kTilesPerTask; };
-  const int row_tasks = (num_rows + kRowsPerTask - 1) / kRowsPerTask;
-  for (;;) {
-    int task = next_task.fetch_add(1, std::memory_order_relaxed);
-    const Instruction* in = phase.instructions.data();
-    const Instruction* end = in + phase.instructions.size();
-    while (in < end && task >= tile_tasks(*in) * row_tasks) task -= tile_tasks(*in++) * row_tasks;
-    if (in == end) return;
-    const Weight& weight = weights_[in->weight];
-    const int first_tile = task / row_tasks * kTilesPerTask, first_row = task % row_tasks * kRowsPerTask;
-    Buffer& out = buffers_[in->out];
-    kernels_.multiply(weight, first_tile, std::min(first_tile + kTilesPerTask, weight.num_tiles()), rows_of(buffers_[in->a]), first_row,
-                      std::min(first_row + kRowsPerTask, num_rows), out.values.as<float>(), out.stride);
+int Program::num_tasks(const Job& job, int num_rows) const {
+  return divide_up(job_columns(job), columns_per_task(options_.head_dim)) * divide_up(num_rows, kRowsPerTask);
+}
+
+void Program::run_product_task(const Phase& phase, const StepView& step, int num_rows, int task) {
+  const Job* job = phase.jobs.data();
+  for (int count; task >= (count = num_tasks(*job, num_rows)); ++job) task -= count;
+  const int width = columns_per_task(options_.head_dim), row_tasks = divide_up(num_rows, kRowsPerTask);
+  const int first_column = task / row_tasks * width, first_row = task % row_tasks * kRowsPerTask;
+  const Slice slice{first_row, std::min(first_row + kRowsPerTask, num_rows), first_column, std::min(first_column + width, job_columns(*job))};
+  for (const Instruction& in : job->products) {
+    Buffer& out = buffers_[in.out];
+    kernels_.multiply(weights_[in.weight], first_column / kTileRows, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
+                      slice.last_row, out.values.as<float>(), out.stride);
+  }
+  for (const Instruction& in : job->tail) apply(in, step, slice);
+}
+
+void Program::cut_queries(const StepView& step) {
+  const int queries = attend_queries(options_.group_heads), heads = options_.num_kv_heads;
+  cuts_.clear();
+  num_attend_tasks_ = 0;
+  int stretches = 0;
+  for (int s = 0; s < step.num_sequences; ++s) {
+    const int rows = step.starts[s + 1] - step.starts[s];
+    const int splits = rows == 1 ? divide_up(step.positions[step.starts[s]] + 1, kStretchPages * kPageTokens) : 1;
+    cuts_.push_back({num_attend_tasks_, divide_up(rows, queries), splits, stretches});
+    num_attend_tasks_ += divide_up(rows, queries) * splits * heads;
+    stretches += splits;
   }
 }
 
-void Program::run_attend(const Instruction& in, std::atomic<int>& next_task, const StepView& step, int member) {
-  const int queries = attend_queries(options_.group_heads), heads = options_.num_kv_heads;
-  const auto blocks_of = [&](int s) { return (step.starts[s + 1] - step.starts[s] + queries - 1) / queries; };
-  for (;;) {
-    int task = next_task.fetch_add(1, std::memory_order_relaxed), s = 0;
-    while (s < step.num_sequences && task >= blocks_of(s) * heads) task -= blocks_of(s++) * heads;
-    if (s == step.num_sequences) return;
-    const int block = blocks_of(s) - 1 - task / heads;  // the longest first, so that none is left for the end
-    const int first = step.starts[s] + block * queries, last = std::min(first + queries, step.starts[s + 1]);
-    const AttendTask work{row(in.a, 0), row(in.out, 0), buffers_[in.a].stride, first, last, step.positions,
-                          step.pages + static_cast<size_t>(s) * step.pages_stride, task % heads, options_.group_heads,
-                          scratch_[member].as<float>()};
-    kernels_.attend(kv_layer(in.layer), work);
+float* Program::partial(int stretch, int head) {
+  const size_t heads = static_cast<size_t>(options_.num_kv_heads) * options_.group_heads;
+  return partials_.as<float>() + (stretch * heads + head) * partial_floats(static_cast<int>(round_up(options_.head_dim, 16)));
+}
+
+void Program::run_attend_task(const Instruction& in, const StepView& step, int member, int task) {
+  const auto after = std::upper_bound(cuts_.begin(), cuts_.end(), task, [](int t, const Cut& cut) { return t < cut.first_task; });
+  const Cut& cut = *(after - 1);
+  const int s = static_cast<int>(&cut - cuts_.data()), queries = attend_queries(options_.group_heads), heads = options_.num_kv_heads;
+  task -= cut.first_task;
+  const int kv_head = task % heads, split = task / heads % cut.num_splits;
+  const int block = cut.num_blocks - 1 - task / heads / cut.num_splits;  // the longest first, so that none is left for the end
+  const int first = step.starts[s] + block * queries, last = std::min(first + queries, step.starts[s + 1]);
+  const int num_pages = step.positions[last - 1] / kPageTokens + 1;
+  AttendTask work{row(in.a, 0), row(in.out, 0), buffers_[in.a].stride, first, last, step.positions,
+                  step.pages + static_cast<size_t>(s) * step.pages_stride, 0, num_pages, kv_head, options_.group_heads, scratch_[member].as<float>(), nullptr};
+  if (cut.num_splits > 1) {
+    work.first_page = split * kStretchPages;
+    work.last_page = std::min(work.first_page + kStretchPages, num_pages);
+    work.partial = partial(cut.first_stretch + split, kv_head * options_.group_heads);
   }
+  kernels_.attend(kv_layer(in.layer), work);
+}
+
+void Program::merge_row(const Instruction& in, const StepView& step, int i) {
+  const int s = static_cast<int>(std::upper_bound(step.starts, step.starts + step.num_sequences + 1, i) - step.starts) - 1;
+  const Cut& cut = cuts_[s];
+  if (cut.num_splits == 1) return;
+  const int num_heads = options_.num_kv_heads * options_.group_heads;
+  const size_t stride = partial(1, 0) - partial(0, 0);
+  for (int h = 0; h < num_heads; ++h)
+    kernels_.merge_stretches(partial(cut.first_stretch, h), stride, cut.num_splits, options_.head_dim, row(in.out, i) + static_cast<size_t>(h) * options_.head_dim);
 }
 
 }  // namespace minicpm4

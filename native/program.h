@@ -1,7 +1,12 @@
 // A recorded forward pass: buffers, instructions in phases, and its replay on a team of threads.
 //
-// Between phases all threads meet. In a phase of row instructions a thread runs all of them on its share of the rows; the
-// other instructions (multiply, attend) are alone in their phase and cut into tasks that threads take until none is left.
+// Between phases all threads meet. There are three kinds of phase:
+//   rows      instructions that work row by row; a thread runs all of them on its share of the rows
+//   products  jobs, each some products of equal width with a tail of instructions that work column by column; cut into tasks of
+//             some columns and rows, whose tail runs while its columns are in the cache
+//   attend    one instruction, cut into tasks of queries, kv heads and stretches of the cache
+// Tasks are dealt out in contiguous shares, so that each thread reads its weights as one stream; who is done helps the others.
+// What a task computes does not depend on who runs it, so results do not depend on the number of threads.
 // Knows neither layers nor models; what a phase holds is decided by whoever records it.
 #pragma once
 
@@ -23,16 +28,17 @@ struct StepView {
   int num_tokens, num_sequences, pages_stride, num_wanted;
 };
 
-enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store, multiply, attend };
+enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store_keys, store_values, multiply, attend, merge };
 
 // Operands that an op does not use are -1 or 0.
-//   embed    out = factor * weight[tokens]          multiply  out = weight . a, quantized if a is
+//   embed    out = factor * weight[tokens]          multiply  out = weight . a, with a's codes if it has codes
 //   scale    out = factor * a                       rms_norm  out = a / rms(a; eps = factor) * vector
 //   add_scaled  out = a + factor * b                swiglu    out = silu(a) * b
 //   rotation    out = cosines | sines of positions by the table `vector`
 //   rope        out = a turned by b                 take      out[i] = a[wanted[i]]
-//   quantize    a gets codes                        store     a, b -> keys, values of `layer`
-//   attend      out = attention of a over `layer`
+//   quantize    a gets codes                        store_keys, store_values   a -> keys, values of `layer`
+//   attend      out = attention of a over `layer`, but for rows that are alone in their sequence and see several stretches;
+//   merge       these are put together here
 struct Instruction {
   Op op;
   int out = -1, a = -1, b = -1;
@@ -40,9 +46,11 @@ struct Instruction {
   float factor = 0;
 };
 
+enum class PhaseKind { rows, products, attend };
+
 class Program {
  public:
-  // max_rows: the most tokens of one step. num_pages: pages of the KV cache. code_bytes: of activations' codes, 1 or 2.
+  // max_rows: the most tokens of one step. code_bytes: of activations' codes, 1 or 2. num_pages: pages of the KV cache.
   struct Options {
     int max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, group_heads;
     KvFormat kv_format;
@@ -50,11 +58,13 @@ class Program {
 
   Program(const Kernels& kernels, Team& team, const Options& options);
 
-  int add_weight(std::shared_ptr<const Memory> memory, const Weight& weight);
+  int add_weight(std::shared_ptr<const Arena> arena, const Weight& weight);
   int add_vector(const float* values, int columns);
   int add_buffer(int columns);
-  // Starts a phase of row instructions or of tasks. over_wanted: its rows are the wanted ones instead of all.
-  void begin_phase(bool over_wanted);
+  // over_wanted: the phase's rows are the wanted ones instead of all.
+  void begin_phase(PhaseKind kind, bool over_wanted);
+  // In a phase of products: what follows belongs together and has the same columns.
+  void begin_job();
   void add(const Instruction& instruction);
 
   // Runs one step; the result is the last instruction's buffer, [wanted][stride], valid until the next run.
@@ -72,28 +82,53 @@ class Program {
 
     Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), sums.as<float>(), half_sums.as<float>()}; }
   };
+  struct Job {
+    std::vector<Instruction> products, tail;
+  };
   struct Phase {
-    std::vector<Instruction> instructions;
+    PhaseKind kind;
     bool over_wanted;
+    std::vector<Job> jobs;  // one, unless the phase is of products
+  };
+  struct Slice {
+    int first_row, last_row, first_column, last_column;
+  };
+  // Where the queries of a step are cut: a sequence's first attend task, and its first stretch among those of lone rows.
+  struct Cut {
+    int first_task, num_blocks, num_splits, first_stretch;
+  };
+  struct alignas(64) Share {  // of a member in the tasks of a phase: the next one to take
+    std::atomic<int> next{0};
   };
 
-  void run_phase(const Phase& phase, std::atomic<int>& next_task, const StepView& step, int member);
-  void run_rows(const Instruction& in, const StepView& step, int first, int last);
-  void run_multiply(const Phase& phase, std::atomic<int>& next_task, int num_rows);
-  void run_attend(const Instruction& in, std::atomic<int>& next_task, const StepView& step, int member);
+  void run_phase(size_t index, const StepView& step, int member);
+  void apply(const Instruction& in, const StepView& step, const Slice& slice);
+  void apply_row(const Instruction& in, const StepView& step, int i, int first, int last);
+  template <class Work>
+  void take_tasks(size_t phase, int num_tasks, int member, Work work);
+  int job_columns(const Job& job) const { return buffers_[job.products.front().out].columns; }
+  int num_tasks(const Job& job, int num_rows) const;
+  void run_product_task(const Phase& phase, const StepView& step, int num_rows, int task);
+  void run_attend_task(const Instruction& in, const StepView& step, int member, int task);
+  void merge_row(const Instruction& in, const StepView& step, int i);
+  void cut_queries(const StepView& step);
   Rows rows_of(const Buffer& buffer) const;
   float* row(int buffer, int index) { return buffers_[buffer].values.as<float>() + buffers_[buffer].stride * index; }
+  float* partial(int stretch, int head);
 
   const Kernels& kernels_;
   Team& team_;
   const Options options_;
-  std::vector<std::shared_ptr<const Memory>> kept_;
+  std::vector<std::shared_ptr<const Arena>> kept_;
   std::vector<Weight> weights_;
   std::vector<Memory> vectors_;
   std::vector<Buffer> buffers_;
   std::vector<Phase> phases_;
-  std::unique_ptr<std::atomic<int>[]> next_tasks_;
+  std::vector<Share> shares_;    // [phase][member]
   std::vector<Memory> scratch_;  // one a thread
+  std::vector<Cut> cuts_;        // one a sequence of the step
+  int num_attend_tasks_ = 0;
+  Memory partials_;              // attention over a stretch: [stretch][head][padded dim + 2], of lone rows
   Memory kv_;
 };
 

@@ -1,6 +1,7 @@
 // Checks every kernel table that this program was linked with and that the machine runs, against plain double arithmetic.
 // Prints one line an instruction set and exits with the number of failures. Needs nothing but the kernels, so that it can be
 // cross-compiled and run under an emulator.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -101,7 +102,7 @@ struct Activations {
   Activations(const Kernels& k, int count, int columns, int code_bytes) : stride(round_up(columns, 16)), values(count * stride), codes(count, columns, code_bytes) {
     for (int i = 0; i < count; ++i) {
       for (int c = 0; c < columns; ++c) values[i * stride + c] = uniform(-3, 3);
-      if (code_bytes) k.quantize(&values[i * stride], columns, codes.view().row(i, columns));
+      if (code_bytes) k.quantize(&values[i * stride], columns, codes.view().from(static_cast<size_t>(i) * columns));
     }
   }
   Rows rows(int columns) { return {values.data(), stride, columns, codes.view()}; }
@@ -197,13 +198,37 @@ void check_quantize(const Kernels& k, int code_bytes) {
   }
 }
 
+// The last row once more, each stretch by itself and then merged: the same to the bit.
+void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<float>& q, const std::vector<float>& out, int stride,
+                     const std::vector<int32_t>& positions, const std::vector<int32_t>& pages, int used_pages, int group) {
+  const int dim = layer.padded_dim(), row = static_cast<int>(positions.size()) - 1;
+  const size_t stretch = group * partial_floats(dim);
+  const int count = (used_pages + kStretchPages - 1) / kStretchPages;
+  std::vector<float> partials(count * stretch), scratch(attend_scratch_floats(1, group, dim)), merged(layer.head_dim);
+  for (int g = 0; g < layer.num_kv_heads; ++g) {
+    for (int i = 0; i < count; ++i) {
+      const int first = i * kStretchPages, last = std::min(first + kStretchPages, used_pages);
+      k.attend(layer, {q.data(), nullptr, static_cast<size_t>(stride), row, row + 1, positions.data(), pages.data(), first, last, g, group, scratch.data(),
+                       &partials[i * stretch]});
+    }
+    for (int h = 0; h < group; ++h) {
+      k.merge_stretches(&partials[h * partial_floats(dim)], stretch, count, layer.head_dim, merged.data());
+      for (int d = 0; d < layer.head_dim; ++d) {
+        const float wanted = out[row * stride + (g * group + h) * layer.head_dim + d];
+        expect(merged[d] == wanted, k.name, "stretches apart and together", merged[d], wanted);
+      }
+    }
+  }
+}
+
 void check_attend(const Kernels& k, KvFormat format, int head_dim, int group, int num_kv_heads, int length, int queries) {
-  KvLayer layer{nullptr, nullptr, format, num_kv_heads, head_dim};
+  KvLayer layer{nullptr, nullptr, 0, format, num_kv_heads, head_dim};
   const int num_pages = (length + kPageTokens - 1) / kPageTokens + 1;
-  Aligned keys(layer.key_page_elements() * layer.element_bytes() * num_pages), values(layer.value_page_elements() * layer.element_bytes() * num_pages);
-  std::memset(keys.data, 0xff, keys.bytes.size() - 64);  // NaN everywhere: whatever is read without having been written shows
-  std::memset(values.data, 0xff, values.bytes.size() - 64);
-  layer.keys = keys.data, layer.values = values.data;
+  const size_t key_bytes = layer.key_page_elements() * layer.element_bytes();
+  layer.page_stride = key_bytes + layer.value_page_elements() * layer.element_bytes();
+  Aligned cache(layer.page_stride * num_pages);
+  std::memset(cache.data, 0xff, layer.page_stride * num_pages);  // NaN everywhere: whatever is read without having been written shows
+  layer.keys = cache.data, layer.values = cache.data + key_bytes;
   std::vector<int32_t> pages(num_pages), positions(queries);
   for (int p = 0; p < num_pages; ++p) pages[p] = num_pages - 1 - p;
   for (int i = 0; i < queries; ++i) positions[i] = length - queries + i;
@@ -214,10 +239,16 @@ void check_attend(const Kernels& k, KvFormat format, int head_dim, int group, in
     for (float& v : key) v = f16_to_f32(f32_to_f16(v));
     for (float& v : value) v = f16_to_f32(f32_to_f16(v));
   }
-  for (int t = 0; t < length; ++t) k.store_key_value(layer, &key[t * width], &value[t * width], pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
+  for (int t = 0; t < length; ++t) {
+    const int slot = pages[t / kPageTokens] * kPageTokens + t % kPageTokens;
+    k.store_keys(layer, &key[t * width], 0, num_kv_heads, slot);
+    for (int g = 0; g < num_kv_heads; ++g) k.store_values(layer, &value[t * width + g * head_dim], g, g + 1, slot);
+  }
   std::vector<float> scratch(attend_scratch_floats(queries, group, layer.padded_dim()));
+  const int used_pages = (length + kPageTokens - 1) / kPageTokens;
   for (int g = 0; g < num_kv_heads; ++g)
-    k.attend(layer, {q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), g, group, scratch.data()});
+    k.attend(layer, {q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), 0, used_pages, g, group, scratch.data(), nullptr});
+  check_stretches(k, layer, q, out, stride, positions, pages, used_pages, group);
 
   for (int i = 0; i < queries; ++i) for (int h = 0; h < heads; ++h) {
     std::vector<double> weights(positions[i] + 1);
@@ -252,6 +283,7 @@ void check(const Kernels& k) {
     check_attend(k, format, 24, 3, 2, 130, 5);
     check_attend(k, format, 64, 8, 2, 64, 1);
     check_attend(k, format, 80, 5, 1, 200, 70);
+    check_attend(k, format, 16, 8, 1, 2100, 3);
   }
   std::printf("%s: %s\n", k.name, failures == before ? "passed" : "failed");
 }

@@ -15,7 +15,7 @@ def team() -> _native.Team:
 
 
 def pack(tensor: PackedTensor, team: _native.Team) -> _native.PackedWeight:
-    return _native.pack(tensor.format.name, *tensor.shape, tensor.data, team)
+    return _native.pack(tensor.format.name, *tensor.shape, tensor.data, team, _native.Arena())
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17, 33])
@@ -36,17 +36,17 @@ def test_packing_reads_a_file_in_place(team: _native.Team) -> None:
     tensor = random_tensor("q5_1", 3, 64)
     wide = np.zeros((3, 61), np.uint8)[:, 5:53]
     wide[:] = tensor.data
-    np.testing.assert_array_equal(_native.pack("q5_1", 3, 64, wide, team).unpack(0, 3), dequantize(tensor))
+    np.testing.assert_array_equal(_native.pack("q5_1", 3, 64, wide, team, _native.Arena()).unpack(0, 3), dequantize(tensor))
 
 
 def test_wrong_shapes_are_refused(team: _native.Team) -> None:
     data = random_tensor("q8_0", 2, 32).data
     for name, rows, columns, stored in (("q8_0", 3, 32, data), ("q8_0", 2, 64, data), ("q8_0", 2, 33, data), ("q8_0", 2, 32, data[:, ::2])):
         with pytest.raises(ValueError, match="stored bytes do not fit the shape"):
-            _native.pack(name, rows, columns, stored, team)
+            _native.pack(name, rows, columns, stored, team, _native.Arena())
     with pytest.raises(ValueError, match="no format q3_k"):
-        _native.pack("q3_k", 2, 32, data, team)
-    packed = _native.pack("q8_0", 2, 32, data, team)
+        _native.pack("q3_k", 2, 32, data, team, _native.Arena())
+    packed = _native.pack("q8_0", 2, 32, data, team, _native.Arena())
     for first, last in ((-1, 1), (0, 3), (2, 1)):
         with pytest.raises(IndexError, match="rows out of range"):
             packed.unpack(first, last)

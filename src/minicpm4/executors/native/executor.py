@@ -73,7 +73,7 @@ class NativeExecutor:
 
     def _build(self, weights: WeightLoader, options: ExecutorOptions) -> int:
         """Loads every parameter, records the forward pass, writes the program; returns the bytes that decoding a token reads."""
-        places, formats, packed_bytes = dict[str, int](), dict[str, str](), dict[str, int]()
+        places, formats, packed_bytes, arena = dict[str, int](), dict[str, str](), dict[str, int](), _native.Arena()
 
         def load(name: str) -> Named:
             tensor = weights(name)
@@ -82,7 +82,7 @@ class NativeExecutor:
                 places[name] = self._program.add_vector(dequantize(tensor))
             else:
                 rows, columns = tensor.shape
-                packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._team)
+                packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._team, arena)
                 places[name], packed_bytes[name] = self._program.add_weight(packed), packed.nbytes
             return Named(name, tensor.shape)
 
@@ -94,36 +94,43 @@ class NativeExecutor:
         return sum(packed_bytes[call.weight] for call in calls if call.op == "multiply" and call.weight)
 
     def _write_program(self, calls: list[Call], places: dict[str, int]) -> None:
+        """places: of each parameter, among the program's weights if it is a matrix, among its vectors if it is a vector."""
         program = self._program
-        phases = group_phases(calls)
+        phases = group_phases(calls, head_dim=self.config.head_dim)
         buffer_of, columns = assign_buffers(phases)
         for width in columns:
             program.add_buffer(width)
+        for phase in phases:
+            program.begin_phase(getattr(_native.PhaseKind, phase.kind), phase.is_wanted)
+            for job in phase.jobs:
+                if phase.kind == "products":
+                    program.begin_job()
+                for call in (*job.products, *job.tail):
+                    self._write_call(call, buffer_of, places)
 
+    def _write_call(self, call: Call, buffer_of: dict[int, int], places: dict[str, int]) -> None:
         def place(value: Value | None) -> int:
             return -1 if value is None else buffer_of[value.index]
 
-        for phase in phases:
-            program.begin_phase(phase.is_wanted)
-            for call in phase.calls:
-                a, b = (*call.inputs, None, None)[:2]
-                is_vector = call.op == "rms_norm"
-                index = places[call.weight] if call.weight else -1
-                if call.table is not None:
-                    index, is_vector = (
-                        program.add_vector(np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))),
-                        True,
-                    )
-                program.add(
-                    getattr(_native.Op, call.op),
-                    out=place(call.out),
-                    a=place(a),
-                    b=place(b),
-                    weight=-1 if is_vector else index,
-                    vector=index if is_vector else -1,
-                    layer=call.layer,
-                    factor=call.factor,
-                )
+        a, b = (*call.inputs, None, None)[:2]
+        weight = vector = -1
+        if call.table is not None:
+            table = np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))
+            vector = self._program.add_vector(table)
+        elif call.weight is not None and call.op == "rms_norm":
+            vector = places[call.weight]
+        elif call.weight is not None:
+            weight = places[call.weight]
+        self._program.add(
+            getattr(_native.Op, call.op),
+            out=place(call.out),
+            a=place(a),
+            b=place(b),
+            weight=weight,
+            vector=vector,
+            layer=call.layer,
+            factor=call.factor,
+        )
 
     def run(self, step: Step) -> np.ndarray:
         s = step

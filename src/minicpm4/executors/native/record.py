@@ -87,8 +87,9 @@ class Recorder:
         return self.emit("rope", (x_TK, rotation), x_TK.columns)
 
     def attend(self, q_THD: Value, k_TGD: Value, v_TGD: Value, *, layer: int, step: StepInputs[Value]) -> Value:
-        self.calls.append(Call("store", None, (k_TGD, v_TGD), layer=layer))
-        return self.emit("attend", (q_THD,), q_THD.columns, layer=layer)
+        self.calls += [Call("store_keys", None, (k_TGD,), layer=layer), Call("store_values", None, (v_TGD,), layer=layer)]
+        attended = self.emit("attend", (q_THD,), q_THD.columns, layer=layer)
+        return self.emit("merge", (attended,), q_THD.columns)
 
     def swiglu(self, gate_TK: Value, up_TK: Value) -> Value:
         return self.emit("swiglu", (gate_TK, up_TK), gate_TK.columns)

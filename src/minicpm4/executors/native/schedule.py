@@ -1,7 +1,8 @@
 """From recorded calls to phases: between two phases all threads wait for each other, so fewer is faster.
 
-Three rewrites, each small: inputs of quantized products get codes as soon as they are made; neighbours that work row by
-row share a phase, as do neighbouring products; values that are dead lend their buffer to the next of the same shape.
+Rewrites, each small: inputs of quantized products get codes as soon as they are made; neighbours that work row by row share a
+phase; neighbouring products share one, and what follows them column by column is done to each piece while it is in the cache;
+values that are dead lend their buffer to the next of the same shape.
 """
 
 from __future__ import annotations
@@ -11,14 +12,31 @@ from dataclasses import dataclass, replace
 
 from minicpm4.executors.native.record import Call, Value
 
-TASK_OPS = ("multiply", "attend")  # cut into tasks instead of rows
-IN_PLACE_OPS = ("scale", "add_scaled", "swiglu", "rope", "rms_norm")  # may write over an input: each row reads before it writes
+COLUMN_OPS = ("add_scaled", "swiglu", "quantize", "rope", "store_keys", "store_values")  # a column needs no other, but for heads
+HEAD_OPS = ("rope", "store_keys", "store_values")  # these need whole heads
+IN_PLACE_OPS = ("scale", "add_scaled", "swiglu", "rope", "rms_norm", "merge")  # may write over an input: each row reads before it writes
+TILE_COLUMNS, WIDEST_HEAD = 16, 256  # of native/layout.h and native/program.cc: heads that a task holds whole
+
+
+@dataclass(frozen=True)
+class Job:
+    """Products of equal width, and what is then done to their columns. In a phase that is not of products, all is tail."""
+
+    products: tuple[Call, ...]
+    tail: tuple[Call, ...]
 
 
 @dataclass(frozen=True)
 class Phase:
-    calls: tuple[Call, ...]
+    """kind: rows, products or attend, as in native/program.h."""
+
+    kind: str
     is_wanted: bool
+    jobs: tuple[Job, ...]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        return tuple(call for job in self.jobs for call in (*job.products, *job.tail))
 
 
 def add_codes(calls: list[Call], quantized: Collection[str]) -> list[Call]:
@@ -39,24 +57,67 @@ def add_scale_to_embedding(calls: list[Call]) -> list[Call]:
     return [replace(calls[0], out=calls[1].out, factor=calls[1].factor), *calls[2:]]
 
 
-def group_phases(calls: list[Call]) -> list[Phase]:
-    """Consecutive calls of the same kind and the same rows; products share a phase only while they do not read each other."""
+def group_phases(calls: list[Call], *, head_dim: int) -> list[Phase]:
+    """All calls in phases, in an order that respects what they read."""
     phases: list[Phase] = []
-    for call in calls:
-        is_wanted = call.out.is_wanted if call.out is not None else call.inputs[0].is_wanted
-        last = phases[-1] if phases else None
-        if last and last.is_wanted == is_wanted and can_join(last.calls, call):
-            phases[-1] = replace(last, calls=(*last.calls, call))
+    rest = list(calls)
+    while rest:
+        first = rest[0]
+        if first.op == "multiply":
+            jobs, count = take_products(rest, head_dim=head_dim)
+            phases.append(Phase("products", is_wanted(first), jobs))
+        elif first.op == "attend":
+            count = 1
+            phases.append(Phase("attend", False, (Job((), (first,)),)))
         else:
-            phases.append(Phase((call,), is_wanted))
+            row_calls = take_rows(rest)
+            count = len(row_calls)
+            phases.append(Phase("rows", is_wanted(first), (Job((), row_calls),)))
+        del rest[:count]
     return phases
 
 
-def can_join(calls: tuple[Call, ...], call: Call) -> bool:
-    first = calls[0].op
-    if first == "multiply" and call.op == "multiply":
-        return not {c.out for c in calls} & set(call.inputs)
-    return first not in TASK_OPS and call.op not in TASK_OPS
+def is_wanted(call: Call) -> bool:
+    """Whether the call works on the step's wanted rows instead of all."""
+    return call.out.is_wanted if call.out is not None else call.inputs[0].is_wanted
+
+
+def take_rows(calls: list[Call]) -> tuple[Call, ...]:
+    """The calls at the beginning that work row by row, on the same rows."""
+    taken: list[Call] = []
+    for call in calls:
+        if call.op in ("multiply", "attend") or is_wanted(call) != is_wanted(calls[0]):
+            break
+        taken.append(call)
+    return tuple(taken)
+
+
+def take_products(calls: list[Call], *, head_dim: int) -> tuple[tuple[Job, ...], int]:
+    """The products at the beginning that do not read each other, with their tails, as jobs; and how many calls these are."""
+    jobs: list[Job] = []
+    takes_heads = head_dim % TILE_COLUMNS == 0 and head_dim <= WIDEST_HEAD
+    count = 0
+    for call in calls:
+        touched = [job for job in jobs if makes_one_of(job, call.inputs)]
+        if call.op == "multiply" and not touched and not any(job.tail for job in jobs):
+            jobs.append(Job((call,), ()))
+        elif touched and can_follow(call, touched, takes_heads=takes_heads):
+            joined = Job(tuple(c for job in touched for c in job.products), (*(c for job in touched for c in job.tail), call))
+            jobs = [joined if job is touched[0] else job for job in jobs if job is touched[0] or job not in touched]
+        else:
+            break
+        count += 1
+    return tuple(jobs), count
+
+
+def makes_one_of(job: Job, values: tuple[Value, ...]) -> bool:
+    return any(call.out in values for call in (*job.products, *job.tail) if call.out is not None)
+
+
+def can_follow(call: Call, jobs: list[Job], *, takes_heads: bool) -> bool:
+    """Whether the call can be done to the columns of these jobs, joined into one, piece by piece."""
+    widths = {product.out.columns for job in jobs for product in job.products if product.out is not None}
+    return call.op in COLUMN_OPS and len(widths) == 1 and (takes_heads or call.op not in HEAD_OPS)
 
 
 def assign_buffers(phases: list[Phase]) -> tuple[dict[int, int], list[int]]:
@@ -94,6 +155,7 @@ def in_place_source(call: Call, phase: Phase, *, position: int, last_phase: dict
     if call.op not in IN_PLACE_OPS or call.out is None:
         return None
     later = {value.index for other in phase.calls[position + 1 :] for value in other.inputs}
+    later |= {value.index for other in phase.calls if other.op == "multiply" for value in other.inputs}  # other tasks still read it
     for value in call.inputs:
         if (
             value.columns == call.out.columns

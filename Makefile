@@ -2,6 +2,7 @@
 # make test                everything the tests need, then the tests
 # make lint                formatting, lints, types
 # make bench               the default model's speed on this machine
+# make compare             the same beside other engines; ARGS="--set issue --engine llama.cpp=PYTHON", see benchmarks/README.md
 # make clean               forget the environment and the build
 
 PYTHON ?= python3
@@ -10,13 +11,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 NATIVE := pyproject.toml $(wildcard native/*.* native/simd/*)
 
-.PHONY: chat test lint bench clean
+.PHONY: chat test lint bench compare clean
 
 chat: $(VENV)/installed
 	@$(BIN)/minicpm4 chat $(if $(PROMPT),-p "$(PROMPT)") $(ARGS)
 
 bench: $(VENV)/installed
 	@$(BIN)/minicpm4 bench $(ARGS)
+
+compare: $(VENV)/tested
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 test: $(VENV)/tested
 	$(BIN)/minicpm4 pull default

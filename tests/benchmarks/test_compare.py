@@ -162,6 +162,7 @@ def test_engines_are_found_or_their_remedy_is_said() -> None:
 def test_a_comparison_from_end_to_end_and_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The engines are real, their clocks do not matter; the second time nothing is measured."""
     monkeypatch.setattr(compare, "memory_bandwidth", lambda threads: 1e9)
+    monkeypatch.setattr(compare, "settings_of", lambda plan: {"seed": plan.seed})  # sources may be edited while tests run
     (tmp_path / "config.json").write_text(json.dumps(TINY_JSON))
     case = {"name": "toy", "source": str(tmp_path / "config.json"), "format": "q4_0", "decode": 2, "rounds": 1, "threads": 1}
     (tmp_path / "cases.json").write_text(json.dumps([case]))

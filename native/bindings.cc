@@ -30,6 +30,14 @@ Format format_named(const std::string& name) {
   throw std::invalid_argument("no format " + name);
 }
 
+KvFormat kv_format_named(const std::string& name) {
+  if (name == "f32") return KvFormat::f32;
+  if (name == "f16") return KvFormat::f16;
+  if (name == "bf16") return KvFormat::bf16;
+  if (name == "int8") return KvFormat::int8;
+  throw std::invalid_argument("no KV format " + name);
+}
+
 // The instruction sets that were built and that this CPU has, best first.
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> found;
@@ -130,24 +138,19 @@ nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const In
   return nb::ndarray<nb::numpy, float>(const_cast<float*>(logits), 2, shape, nb::find(program), strides);
 }
 
-void randomize(Program& program, int num_layers, const Ints& pages, uint64_t seed) {
+void randomize(Program& program, const Ints& pages, uint64_t seed) {
   const nb::gil_scoped_release unlocked;
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> sample(4099);  // a prime length, so that no two rows line up
   for (float& x : sample) x = normal(random);
-  for (int l = 0; l < num_layers; ++l) {
-    const KvLayer layer = program.kv_layer(l);
-    size_t at = random() % sample.size();
-    const auto fill = [&](uint8_t* page, size_t elements) {
-      for (size_t i = 0; i < elements; ++i, at = at + 1 == sample.size() ? 0 : at + 1) {
-        if (layer.format == KvFormat::f32) reinterpret_cast<float*>(page)[i] = sample[at];
-        else reinterpret_cast<uint16_t*>(page)[i] = f32_to_f16(sample[at]);
-      }
-    };
-    for (size_t p = 0; p < pages.size(); ++p) {
-      fill(layer.key_page(pages.data()[p]), layer.key_page_elements());
-      fill(layer.value_page(pages.data()[p]), layer.value_page_elements());
+  const Program::Options& shape = program.options();
+  std::vector<float> row(static_cast<size_t>(shape.num_kv_heads) * shape.head_dim);
+  size_t at = 0;
+  for (int l = 0; l < shape.num_layers; ++l) {
+    for (size_t i = 0; i < pages.size() * kPageTokens; ++i) {
+      for (float& x : row) x = sample[at = at + 1 == sample.size() ? 0 : at + 1];
+      program.store(l, row.data(), pages.data()[i / kPageTokens] * kPageTokens + static_cast<int>(i % kPageTokens));
     }
   }
 }
@@ -201,8 +204,7 @@ NB_MODULE(_native, m) {
       .def("__init__",
            [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, int num_pages, int num_layers, int num_heads, int num_kv_heads, int head_dim,
               const std::string& kv_format) {
-             const KvFormat format = kv_format == "f32" ? KvFormat::f32 : KvFormat::f16;
-             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads, format});
+             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads, kv_format_named(kv_format)});
            },
            nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::keep_alive<1, 3>())
@@ -219,5 +221,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("kv_bytes", &Program::kv_bytes)
       .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
            nb::arg("wanted"), nb::arg("vocabulary"))
-      .def("randomize", &randomize, nb::arg("num_layers"), nb::arg("pages"), nb::arg("seed"));
+      .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));
 }

@@ -20,6 +20,12 @@ static inline uint32_t f32_to_bits(float x) {
 
 static inline float bf16_to_f32(uint16_t h) { return bits_to_f32(uint32_t{h} << 16); }
 
+static inline uint16_t f32_to_bf16(float x) {
+  const uint32_t bits = f32_to_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // NaN
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 static inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16, magnitude = h & 0x7fffu;
   if (magnitude >= 0x7c00) return bits_to_f32(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);

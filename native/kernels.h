@@ -35,11 +35,13 @@ struct Rows {
   Codes codes;          // high is null where there are none
 };
 
-enum class KvFormat { f32, f16 };
+// How keys and values are stored. int8: a code for each element and a float32 scale for each token of each head, by the rule of
+// minicpm4/quant/cache.py.
+enum class KvFormat { f32, f16, bf16, int8 };
 
 // One layer's keys and values, in pages of 64 tokens. A page of keys is [kv heads][head dim][64 tokens], so that 16
-// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim]. All layers of a page lie
-// together, so that memory is touched as tokens come.
+// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim]; after either come int8's scales,
+// [kv heads][64 tokens]. All layers of a page lie together, so that memory is touched as tokens come.
 struct KvLayer {
   uint8_t *keys, *values;  // of page 0
   size_t page_stride;      // bytes from a page to the next
@@ -47,11 +49,17 @@ struct KvLayer {
   int num_kv_heads, head_dim;
 
   int padded_dim() const { return static_cast<int>(round_up(head_dim, 16)); }
-  uint8_t* key_page(int page) const { return keys + page_stride * page; }
-  uint8_t* value_page(int page) const { return values + page_stride * page; }
-  size_t element_bytes() const { return format == KvFormat::f32 ? 4 : 2; }
+  size_t element_bytes() const { return format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2; }
   size_t key_page_elements() const { return static_cast<size_t>(num_kv_heads) * head_dim * kPageTokens; }
   size_t value_page_elements() const { return static_cast<size_t>(num_kv_heads) * padded_dim() * kPageTokens; }
+  size_t scale_bytes() const { return format == KvFormat::int8 ? static_cast<size_t>(num_kv_heads) * kPageTokens * sizeof(float) : 0; }
+  size_t key_page_bytes() const { return key_page_elements() * element_bytes() + scale_bytes(); }
+  size_t value_page_bytes() const { return value_page_elements() * element_bytes() + scale_bytes(); }
+
+  uint8_t* key_page(int page) const { return keys + page_stride * page; }
+  uint8_t* value_page(int page) const { return values + page_stride * page; }
+  float* key_scales(int page) const { return reinterpret_cast<float*>(key_page(page) + key_page_elements() * element_bytes()); }
+  float* value_scales(int page) const { return reinterpret_cast<float*>(value_page(page) + value_page_elements() * element_bytes()); }
 };
 
 // Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence.
@@ -83,8 +91,10 @@ struct Kernels {
   const char* name;
 
   // out[row][16 * tile ..] = x[row] . weight, for tiles [first_tile, last_tile) and rows [first_row, last_row).
+  // next: what the thread will read after these tiles; memory is asked for it before they are done. Any address will do.
   // A row's result does not depend on which other rows are computed with it.
-  void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride);
+  void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
+                   const uint8_t* next);
 
   // One row; the scale of a group that is not finite is NaN.
   void (*quantize)(const float* x, int columns, const Codes& out);

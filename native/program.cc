@@ -10,7 +10,7 @@
 namespace minicpm4 {
 namespace {
 
-constexpr int kColumnsPerTask = 64;     // of a product: few enough for the cache, enough for a task
+constexpr int kColumnsPerTask = 128;    // of a product: few enough for the cache, and half as many tasks as 64, which is 5 % of a decoding step
 constexpr int kRowsPerTask = 128;
 constexpr int kAttendRowsPerTask = 32;  // (query, head) pairs that share a page's keys
 constexpr int kWideHead = 256;          // heads up to here fit the columns of a task
@@ -27,22 +27,26 @@ int divide_up(int n, int by) { return (n + by - 1) / by; }
 
 }  // namespace
 
-Program::Program(const Kernels& kernels, Team& team, const Options& options) : kernels_(kernels), team_(team), options_(options) {
+Program::Program(const Kernels& kernels, Team& team, const Options& options) 
+    : kernels_(kernels), team_(team), options_(options), task_columns_(columns_per_task(options.head_dim)) {
   const KvLayer shape = kv_layer(0);
   kv_ = Memory(shape.page_stride * options.num_pages, true);
   const size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
   for (int i = 0; i < team.size(); ++i) scratch_.emplace_back(floats * sizeof(float), false);
-  const size_t stretches = options.num_pages / kStretchPages + options.max_rows;  // at most so many in one step
-  partials_ = Memory(stretches * options.num_kv_heads * options.group_heads * partial_floats(shape.padded_dim()) * sizeof(float), false);
 }
 
 KvLayer Program::kv_layer(int layer) const {
   KvLayer kv{nullptr, nullptr, 0, options_.kv_format, options_.num_kv_heads, options_.head_dim};
-  const size_t keys = kv.key_page_elements() * kv.element_bytes(), values = kv.value_page_elements() * kv.element_bytes();
-  kv.page_stride = (keys + values) * options_.num_layers;
-  kv.keys = kv_.as<uint8_t>() + (keys + values) * layer;
-  kv.values = kv.keys + keys;
+  const size_t layer_bytes = kv.key_page_bytes() + kv.value_page_bytes();
+  kv.page_stride = layer_bytes * options_.num_layers;
+  kv.keys = kv_.as<uint8_t>() + layer_bytes * layer;
+  kv.values = kv.keys + kv.key_page_bytes();
   return kv;
+}
+
+void Program::store(int layer, const float* row, int slot) {
+  kernels_.store_keys(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
+  kernels_.store_values(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
 }
 
 int Program::add_weight(std::shared_ptr<const Arena> arena, const Weight& weight) {
@@ -78,6 +82,10 @@ void Program::begin_job() { phases_.back().jobs.emplace_back(); }
 void Program::add(const Instruction& instruction) {
   Job& job = phases_.back().jobs.back();
   (instruction.op == Op::multiply ? job.products : job.tail).push_back(instruction);
+  if (instruction.op == Op::multiply) {
+    job.columns = buffers_[instruction.out].columns;
+    job.num_column_tasks = divide_up(job.columns, task_columns_);
+  }
   if (instruction.op != Op::quantize) return;
   Buffer& buffer = buffers_[instruction.a];
   if (buffer.high.bytes() > 0) return;
@@ -109,39 +117,29 @@ const float* Program::run(const StepView& step) {
 
 void Program::run_phase(size_t index, const StepView& step, int member) {
   const Phase& phase = phases_[index];
-  const int num_rows = phase.over_wanted ? step.num_wanted : step.num_tokens;
   switch (phase.kind) {
     case PhaseKind::rows: {
-      const auto share = [&](int m) { return static_cast<int>(static_cast<int64_t>(num_rows) * m / team_.size()); };
-      for (const Instruction& in : phase.jobs.front().tail) {
-        const int shaped = in.out >= 0 ? in.out : in.a;
-        apply(in, step, {share(member), share(member + 1), 0, buffers_[shaped].columns});
-      }
+      const int num_rows = rows_of(phase, step), first = share_start(num_rows, member), last = share_start(num_rows, member + 1);
+      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns});
       break;
     }
-    case PhaseKind::products: {
-      int total = 0;
-      for (const Job& job : phase.jobs) total += num_tasks(job, num_rows);
-      take_tasks(index, total, member, [&](int task) { run_product_task(phase, step, num_rows, task); });
-      break;
-    }
+    case PhaseKind::products: run_products(index, step, member); break;
     case PhaseKind::attend: {
       const Instruction& in = phase.jobs.front().tail.front();
-      take_tasks(index, num_attend_tasks_, member, [&](int task) { run_attend_task(in, step, member, task); });
+      take_tasks(index, num_attend_tasks_, member, [&](int task, int) { run_attend_task(in, step, member, task); });
       break;
     }
   }
 }
 
-// Calls work for tasks of the member's own share, then for what the shares of the others still hold.
+// Calls work(task, end of its share) for the tasks of the member's own share, then for what the shares of the others still hold.
 template <class Work>
 void Program::take_tasks(size_t phase, int num_tasks, int member, Work work) {
   const int members = team_.size();
-  const auto start = [&](int m) { return static_cast<int>(static_cast<int64_t>(num_tasks) * m / members); };
   for (int i = 0; i < members; ++i) {
-    const int owner = (member + i) % members, first = start(owner), count = start(owner + 1) - first;
+    const int owner = (member + i) % members, first = share_start(num_tasks, owner), end = share_start(num_tasks, owner + 1);
     std::atomic<int>& next = shares_[phase * members + owner].next;
-    for (int taken; (taken = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(first + taken);
+    for (int taken; (taken = first + next.fetch_add(1, std::memory_order_relaxed)) < end;) work(taken, end);
   }
 }
 
@@ -188,20 +186,49 @@ Rows Program::rows_of(const Buffer& buffer) const {
   return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes()};
 }
 
-int Program::num_tasks(const Job& job, int num_rows) const {
-  return divide_up(job_columns(job), columns_per_task(options_.head_dim)) * divide_up(num_rows, kRowsPerTask);
+// The first weights that a task of the phase reads.
+const uint8_t* Program::first_tiles(const Phase& phase, int row_tasks, int task) const {
+  const Job* job = phase.jobs.data();
+  for (; task >= job->num_column_tasks * row_tasks; ++job) task -= job->num_column_tasks * row_tasks;
+  return weights_[job->products.front().weight].tile(task / row_tasks * task_columns_ / kTileRows);
 }
 
-void Program::run_product_task(const Phase& phase, const StepView& step, int num_rows, int task) {
+// What a member reads first in the next phase that has products.
+const uint8_t* Program::first_tiles_after(size_t index, const StepView& step, int member) const {
+  while (++index < phases_.size()) {
+    const int row_tasks = divide_up(rows_of(phases_[index], step), kRowsPerTask);
+    if (phases_[index].kind != PhaseKind::products || row_tasks == 0) continue;
+    int total = 0;
+    for (const Job& job : phases_[index].jobs) total += job.num_column_tasks * row_tasks;
+    return first_tiles(phases_[index], row_tasks, std::min(share_start(total, member), total - 1));
+  }
+  return weights_.front().data;
+}
+
+void Program::run_products(size_t index, const StepView& step, int member) {
+  const Phase& phase = phases_[index];
+  const int row_tasks = divide_up(rows_of(phase, step), kRowsPerTask);
+  const uint8_t* after_all = first_tiles_after(index, step, member);
+  int total = 0;
+  for (const Job& job : phase.jobs) total += job.num_column_tasks * row_tasks;
+  take_tasks(index, total, member, [&](int task, int end) {
+    run_product_task(phase, step, task, task + 1 < end ? first_tiles(phase, row_tasks, task + 1) : after_all);
+  });
+}
+
+// after: the weights that are read next.
+void Program::run_product_task(const Phase& phase, const StepView& step, int task, const uint8_t* after) {
+  const int num_rows = rows_of(phase, step), row_tasks = divide_up(num_rows, kRowsPerTask);
   const Job* job = phase.jobs.data();
-  for (int count; task >= (count = num_tasks(*job, num_rows)); ++job) task -= count;
-  const int width = columns_per_task(options_.head_dim), row_tasks = divide_up(num_rows, kRowsPerTask);
-  const int first_column = task / row_tasks * width, first_row = task % row_tasks * kRowsPerTask;
-  const Slice slice{first_row, std::min(first_row + kRowsPerTask, num_rows), first_column, std::min(first_column + width, job_columns(*job))};
-  for (const Instruction& in : job->products) {
+  for (; task >= job->num_column_tasks * row_tasks; ++job) task -= job->num_column_tasks * row_tasks;
+  const int first_column = task / row_tasks * task_columns_, first_row = task % row_tasks * kRowsPerTask, first_tile = first_column / kTileRows;
+  const Slice slice{first_row, std::min(first_row + kRowsPerTask, num_rows), first_column, std::min(first_column + task_columns_, job->columns)};
+  for (size_t i = 0; i < job->products.size(); ++i) {
+    const Instruction& in = job->products[i];
     Buffer& out = buffers_[in.out];
-    kernels_.multiply(weights_[in.weight], first_column / kTileRows, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
-                      slice.last_row, out.values.as<float>(), out.stride);
+    const uint8_t* next = i + 1 < job->products.size() ? weights_[job->products[i + 1].weight].tile(first_tile) : after;
+    kernels_.multiply(weights_[in.weight], first_tile, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
+                      slice.last_row, out.values.as<float>(), out.stride, next);
   }
   for (const Instruction& in : job->tail) apply(in, step, slice);
 }
@@ -216,8 +243,10 @@ void Program::cut_queries(const StepView& step) {
     const int splits = rows == 1 ? divide_up(step.positions[step.starts[s]] + 1, kStretchPages * kPageTokens) : 1;
     cuts_.push_back({num_attend_tasks_, divide_up(rows, queries), splits, stretches});
     num_attend_tasks_ += divide_up(rows, queries) * splits * heads;
-    stretches += splits;
+    if (splits > 1) stretches += splits;
   }
+  const size_t bytes = sizeof(float) * stretches * options_.num_kv_heads * options_.group_heads * partial_floats(kv_layer(0).padded_dim());
+  if (bytes > partials_.bytes()) partials_ = Memory(2 * bytes, false);
 }
 
 float* Program::partial(int stretch, int head) {

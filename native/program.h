@@ -73,6 +73,8 @@ class Program {
   size_t kv_bytes() const { return kv_.bytes(); }
   const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
+  // Writes a row of keys, which are its values too, to a slot.
+  void store(int layer, const float* row, int slot);
 
  private:
   struct Buffer {
@@ -84,6 +86,7 @@ class Program {
   };
   struct Job {
     std::vector<Instruction> products, tail;
+    int columns = 0, num_column_tasks = 0;  // of its products
   };
   struct Phase {
     PhaseKind kind;
@@ -104,11 +107,14 @@ class Program {
   void run_phase(size_t index, const StepView& step, int member);
   void apply(const Instruction& in, const StepView& step, const Slice& slice);
   void apply_row(const Instruction& in, const StepView& step, int i, int first, int last);
+  int rows_of(const Phase& phase, const StepView& step) const { return phase.over_wanted ? step.num_wanted : step.num_tokens; }
+  int share_start(int num_tasks, int member) const { return static_cast<int>(static_cast<int64_t>(num_tasks) * member / team_.size()); }
   template <class Work>
   void take_tasks(size_t phase, int num_tasks, int member, Work work);
-  int job_columns(const Job& job) const { return buffers_[job.products.front().out].columns; }
-  int num_tasks(const Job& job, int num_rows) const;
-  void run_product_task(const Phase& phase, const StepView& step, int num_rows, int task);
+  void run_products(size_t index, const StepView& step, int member);
+  const uint8_t* first_tiles(const Phase& phase, int row_tasks, int task) const;
+  const uint8_t* first_tiles_after(size_t index, const StepView& step, int member) const;
+  void run_product_task(const Phase& phase, const StepView& step, int task, const uint8_t* after);
   void run_attend_task(const Instruction& in, const StepView& step, int member, int task);
   void merge_row(const Instruction& in, const StepView& step, int i);
   void cut_queries(const StepView& step);
@@ -119,6 +125,7 @@ class Program {
   const Kernels& kernels_;
   Team& team_;
   const Options options_;
+  const int task_columns_;  // of a product
   std::vector<std::shared_ptr<const Arena>> kept_;
   std::vector<Weight> weights_;
   std::vector<Memory> vectors_;

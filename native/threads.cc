@@ -1,6 +1,9 @@
 #include "threads.h"
 
 #include <sched.h>
+#include <unistd.h>
+
+#include <stdexcept>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -30,8 +33,8 @@ inline bool spin_until(Done done) {
 // Binds the calling thread to the member's core; keeps the former set so that a caller's thread gets it back.
 class Binding {
  public:
-  explicit Binding(int member) {
-    if (sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+  Binding(int member, bool is_wanted) {
+    if (!is_wanted || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
     const int count = CPU_COUNT(&before_);
     int wanted = member % count;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
@@ -67,11 +70,23 @@ void Barrier::wait() {
   while (round_.load(std::memory_order_acquire) == round) round_.wait(round, std::memory_order_acquire);
 }
 
-Team::Team(int members) : size_(members), barrier_(members) {
-  for (int member = 1; member < members; ++member) threads_.emplace_back([this, member] { serve(member); });
+Team::Team(int members) : size_(members), barrier_(members), process_(getpid()) {
+  cpu_set_t usable;
+  is_binding_ = sched_getaffinity(0, sizeof usable, &usable) == 0 && CPU_COUNT(&usable) == members;
+  try {
+    for (int member = 1; member < members; ++member) threads_.emplace_back([this, member] { serve(member); });
+  } catch (...) {  // the system has no more threads: those that there are must not outlive the team
+    close();
+    throw;
+  }
 }
 
 Team::~Team() {
+  if (getpid() == process_) close();
+  else for (auto& thread : threads_) thread.detach();  // a forked child has none of them
+}
+
+void Team::close() {
   {
     const std::lock_guard lock(mutex_);
     is_closing_ = true;
@@ -79,10 +94,12 @@ Team::~Team() {
   }
   wake_.notify_all();
   for (auto& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 void Team::run(const std::function<void(int)>& work) {
   if (size_ == 1) return work(0);
+  if (getpid() != process_) throw std::runtime_error("a team of threads does not survive a fork");
   {
     const std::lock_guard lock(mutex_);
     work_ = &work;
@@ -91,7 +108,7 @@ void Team::run(const std::function<void(int)>& work) {
   }
   wake_.notify_all();
   {
-    const Binding binding(0);
+    const Binding binding(0, is_binding_);
     work(0);
   }
   const auto is_done = [&] { return unfinished_.load(std::memory_order_acquire) == 0; };
@@ -100,7 +117,7 @@ void Team::run(const std::function<void(int)>& work) {
 }
 
 void Team::serve(int member) {
-  const Binding binding(member);
+  const Binding binding(member, is_binding_);
   int seen = 0;
   for (;;) {
     // Spinning first saves a wake-up between the steps of a decode; an idle team is asleep soon after.

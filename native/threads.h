@@ -22,10 +22,11 @@ class Barrier {
   alignas(64) std::atomic<int> round_{0};
 };
 
-// The calling thread is member 0. While a call runs, member i is bound to the i-th core that the process may use.
+// The calling thread is member 0. A team with a member for every core that the process may use binds each to one of them while
+// it works; a smaller one leaves the choice to the system, which knows what else runs.
 class Team {
  public:
-  explicit Team(int members);
+  explicit Team(int members);  // std::system_error where the system has not so many threads
   ~Team();
   Team(const Team&) = delete;
 
@@ -37,9 +38,12 @@ class Team {
 
  private:
   void serve(int member);
+  void close();
 
   const int size_;
   Barrier barrier_;
+  const int process_;  // threads do not survive a fork
+  bool is_binding_ = false;
   std::mutex mutex_;
   std::condition_variable wake_;
   const std::function<void(int)>* work_ = nullptr;

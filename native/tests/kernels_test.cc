@@ -124,8 +124,8 @@ void check_multiply(const Kernels& k, Format format, int rows, int columns, int 
   const size_t out_stride = w.num_tiles() * kTileRows;
   std::vector<float> out(count * out_stride), alone(out);
   const Rows view = x.rows(columns);
-  k.multiply(w, 0, w.num_tiles(), view, 0, count, out.data(), out_stride);
-  for (int i = 0; i < count; ++i) k.multiply(w, 0, w.num_tiles(), view, i, i + 1, alone.data(), out_stride);
+  k.multiply(w, 0, w.num_tiles(), view, 0, count, out.data(), out_stride, w.data);
+  for (int i = 0; i < count; ++i) k.multiply(w, 0, w.num_tiles(), view, i, i + 1, alone.data(), out_stride, w.data);
 
   std::vector<float> weights(columns);
   for (int r = 0; r < rows; ++r) {
@@ -198,6 +198,20 @@ void check_quantize(const Kernels& k, int code_bytes) {
   }
 }
 
+// Rounds heads as the cache stores them.
+void round_cache(KvFormat format, int head_dim, std::vector<float>& values) {
+  for (size_t head = 0; head < values.size(); head += head_dim) {
+    float largest = 0;
+    for (int d = 0; d < head_dim; ++d) largest = std::max(largest, std::fabs(values[head + d]));
+    for (int d = 0; d < head_dim; ++d) {
+      float& v = values[head + d];
+      if (format == KvFormat::f16) v = f16_to_f32(f32_to_f16(v));
+      if (format == KvFormat::bf16) v = bf16_to_f32(f32_to_bf16(v));
+      if (format == KvFormat::int8) v = std::nearbyint(v * (1 / (largest / 127))) * (largest / 127);
+    }
+  }
+}
+
 // The last row once more, each stretch by itself and then merged: the same to the bit.
 void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<float>& q, const std::vector<float>& out, int stride,
                      const std::vector<int32_t>& positions, const std::vector<int32_t>& pages, int used_pages, int group) {
@@ -224,8 +238,8 @@ void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<f
 void check_attend(const Kernels& k, KvFormat format, int head_dim, int group, int num_kv_heads, int length, int queries) {
   KvLayer layer{nullptr, nullptr, 0, format, num_kv_heads, head_dim};
   const int num_pages = (length + kPageTokens - 1) / kPageTokens + 1;
-  const size_t key_bytes = layer.key_page_elements() * layer.element_bytes();
-  layer.page_stride = key_bytes + layer.value_page_elements() * layer.element_bytes();
+  const size_t key_bytes = layer.key_page_bytes();
+  layer.page_stride = key_bytes + layer.value_page_bytes();
   Aligned cache(layer.page_stride * num_pages);
   std::memset(cache.data, 0xff, layer.page_stride * num_pages);  // NaN everywhere: whatever is read without having been written shows
   layer.keys = cache.data, layer.values = cache.data + key_bytes;
@@ -235,10 +249,7 @@ void check_attend(const Kernels& k, KvFormat format, int head_dim, int group, in
 
   const int width = num_kv_heads * head_dim, heads = num_kv_heads * group, stride = static_cast<int>(round_up(heads * head_dim, 16));
   std::vector<float> key = random_floats(length * width), value = random_floats(length * width), q = random_floats(queries * stride), out(queries * stride);
-  if (format == KvFormat::f16) {
-    for (float& v : key) v = f16_to_f32(f32_to_f16(v));
-    for (float& v : value) v = f16_to_f32(f32_to_f16(v));
-  }
+  for (auto* stored : {&key, &value}) round_cache(format, head_dim, *stored);
   for (int t = 0; t < length; ++t) {
     const int slot = pages[t / kPageTokens] * kPageTokens + t % kPageTokens;
     k.store_keys(layer, &key[t * width], 0, num_kv_heads, slot);
@@ -278,7 +289,7 @@ void check(const Kernels& k) {
   }
   check_rows(k);
   for (const int code_bytes : {1, 2}) check_quantize(k, code_bytes);
-  for (const KvFormat format : {KvFormat::f32, KvFormat::f16}) {
+  for (const KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8}) {
     check_attend(k, format, 8, 1, 1, 1, 1);
     check_attend(k, format, 24, 3, 2, 130, 5);
     check_attend(k, format, 64, 8, 2, 64, 1);

@@ -3,6 +3,7 @@
 import builtins
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
-from minicpm4.executors import EXECUTORS, Capabilities, ExecutorOptions, capabilities_of, create_executor
+from minicpm4.executors import EXECUTORS, Capabilities, ExecutorOptions, capabilities_of, create_executor, executor_module
 from minicpm4.executors.native.executor import choose_isa
 from minicpm4.model import STORAGE_FORMATS
 from minicpm4.model.parameters import NORM
@@ -28,12 +29,11 @@ def refuse_to_load(name: str) -> Any:
     ("executor", "formats", "options", "message"),
     [
         ("native", {"q8_0", "q3_k"}, {}, r"executor native cannot do weight formats: q3_k; it offers bf16, f16, .*torch"),
-        ("reference", set(), {"kv_format": "bf16"}, "executor reference cannot do KV formats: bf16; it offers f16, f32"),
-        ("native", set(), {"kv_format": "int8"}, "executor native cannot do KV formats: int8; it offers f16, f32"),
+        ("torch", set(), {"kv_format": "int8"}, "executor torch cannot do KV formats: int8; it offers bf16, f16, f32"),
         ("torch", set(), {"activations": "int8"}, "executor torch cannot do activations: int8; it offers f32"),
         ("native", set(), {"device": "cuda"}, "executor native cannot do devices: cuda; it offers cpu"),
-        ("native", set(), {"isa": "sse2"}, "executor native cannot do instruction sets: sse2; it offers .*generic"),
-        ("torch", set(), {"isa": "avx2"}, "executor torch cannot do instruction sets: avx2; it offers None"),
+        ("native", set(), {"isa": "sse2"}, "executor native cannot do instruction sets: sse2; it offers [^N]*generic; or"),
+        ("torch", set(), {"isa": "avx2"}, "executor torch cannot do instruction sets: avx2; none can be chosen; or choose another"),
         ("reference", set(), {"isa": "generic"}, "executor reference cannot do instruction sets: generic"),
     ],
 )
@@ -61,7 +61,7 @@ def test_an_executor_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(
-        UnsupportedError, match=r"executor torch is not installed: No module named 'torch'; pip install 'minicpm4\[torch\]'"
+        UnsupportedError, match=r"executor torch cannot be loaded: No module named 'torch'; pip install 'minicpm4\[torch\]'"
     ):
         capabilities_of("torch")
 
@@ -87,8 +87,57 @@ def test_a_weight_of_another_shape_is_refused(executor: str) -> None:
 
 
 def test_a_cache_larger_than_the_address_space() -> None:
-    with pytest.raises(CapacityError, match="2000000000 pages of KV cache do not fit the memory; lower the context"):
+    with pytest.raises(CapacityError, match=r"cannot get the memory for the weights and 2000000000 pages of cache: .*; lower the context"):
         create_executor("native", toy_config(num_layers=1024), refuse_to_load, options=ExecutorOptions(64, 2_000_000_000), formats=())
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_memory_that_runs_out_while_loading(executor: str) -> None:
+    def exhausted(name: str) -> Any:
+        raise MemoryError("Unable to allocate 90 GiB")
+
+    reason = f"executor {executor} cannot get the memory for the weights and 1 pages of cache: Unable to allocate 90 GiB; lower the"
+    with pytest.raises(CapacityError, match=reason):
+        create_executor(executor, CONFIG, exhausted, options=ExecutorOptions(64, 1), formats=())
+
+
+def test_torch_tells_its_own_errors_of_memory_from_others() -> None:
+    def failing(message: str) -> Callable[[str], Any]:
+        def load(name: str) -> Any:
+            raise RuntimeError(message)
+
+        return load
+
+    for message in ("CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory: you tried to"):
+        with pytest.raises(CapacityError, match="executor torch cannot get the memory for"):
+            create_executor("torch", CONFIG, failing(message), options=ExecutorOptions(64, 1), formats=())
+    with pytest.raises(RuntimeError, match="a bug"):
+        create_executor("torch", CONFIG, failing("a bug"), options=ExecutorOptions(64, 1), formats=())
+
+
+@pytest.mark.parametrize("rows", [1, 16, 50])
+@pytest.mark.parametrize("name", STORAGE_FORMATS)
+def test_a_weight_takes_what_was_planned(name: str, rows: int) -> None:
+    team, storage = _native.Team(1), STORAGE_FORMATS[name]
+    for columns in (1, 7, 40) if storage.is_dense else (storage.block_elements, 9 * storage.block_elements):
+        data = np.zeros((rows, storage.row_bytes(columns)), np.uint8)
+        packed = _native.pack(name, rows, columns, data, team, _native.Arena())
+        assert executor_module("native").weight_bytes(name, (rows, columns)) == packed.nbytes
+        for executor in ("reference", "torch"):
+            assert executor_module(executor).weight_bytes(name, (rows, columns)) == 4 * rows * columns
+    assert executor_module("native").weight_bytes(name, (96,)) == 384
+
+
+def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = importlib.import_module("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (123, 456))
+    assert executor_module("torch").free_memory("cuda") == 123
+    for executor in EXECUTORS:
+        assert (executor_module(executor).free_memory("cpu") or 1 << 30) > 1 << 20
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match="torch finds no CUDA device"):
+        executor_module("torch").free_memory("cuda")
 
 
 def test_every_executor_reads_every_format() -> None:

@@ -50,6 +50,7 @@ FLOAT_GAP = 1e-3
 SHARES = {"int8": 0.005, "int16": 2**-12}
 EXPECTED_BITS = 1.20235  # a byte of TEXT, by the reference in float32
 # Relative. int8 costs 1.2 to 2.5 thousandths, by instruction set and cache format: 336 tokens are a small sample.
+INT8_CACHE_BITS = 2e-3  # measured: see docs/lab_notes.md
 BITS_TOLERANCE = {"int8": 3e-3, "int16": 1e-4, "f32": 1e-5}
 
 
@@ -176,8 +177,9 @@ def test_bits_per_byte_are_what_they_were(reference_bits: float) -> None:
     assert reference_bits == pytest.approx(EXPECTED_BITS, rel=1e-4)
 
 
-@pytest.mark.parametrize(("activations", "kv_format"), [("int8", "f16"), ("int16", "f16"), ("f32", "f32")])
+@pytest.mark.parametrize(("activations", "kv_format"), [("int8", "f16"), ("int16", "f16"), ("f32", "f32"), ("int16", "int8")])
 def test_bits_per_byte_of_the_native_executor(model: RealModel, reference_bits: float, activations: str, kv_format: str) -> None:
     with model.runner("native", activations=activations, kv_format=kv_format) as runner:
         found = bits_per_byte(runner, model.tokens(TEXT))
-    assert found == pytest.approx(reference_bits, rel=BITS_TOLERANCE[activations])
+    tolerance = INT8_CACHE_BITS if kv_format == "int8" else BITS_TOLERANCE[activations]
+    assert found == pytest.approx(reference_bits, rel=tolerance), found / reference_bits - 1

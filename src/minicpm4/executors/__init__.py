@@ -8,6 +8,7 @@ from minicpm4.executors.base import (
     WeightLoader,
     capabilities_of,
     create_executor,
+    executor_module,
     kv_bytes_per_token,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "WeightLoader",
     "capabilities_of",
     "create_executor",
+    "executor_module",
     "kv_bytes_per_token",
 ]

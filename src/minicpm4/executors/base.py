@@ -12,12 +12,18 @@ from typing import Protocol
 
 import numpy as np
 
-from minicpm4.errors import CheckpointError, ConfigError, UnsupportedError
+from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
 from minicpm4.hardware import Choice
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, Step
+from minicpm4.model import ModelConfig, PackedTensor, Step
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.quant import head_bytes
 
 EXECUTORS = ("native", "reference", "torch")
+INSTALL_HINTS = {
+    "native": "build this package again: make chat, or pip install -e . in its checkout",
+    "reference": "install this package again with its dependencies: pip install -e . in its checkout",
+    "torch": "pip install 'minicpm4[torch]'",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class ExecutorOptions:
     """What an executor is made for. Every field is concrete; "auto" was resolved before. ConfigError for sizes that cannot be.
 
     context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
-    max_step_tokens: the most rows of one step. kv_format: how keys and values are stored ("f32", "f16").
+    max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one
+    of quant.KV_FORMATS.
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized
     weights are multiplied with. device: "cpu" or "cuda" (torch only).
     """
@@ -47,17 +54,13 @@ class ExecutorOptions:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
-
-    keeps_weights_packed: in as many bytes as they are stored in, instead of four each.
-    """
+    """What an executor can do; asking for more is an UnsupportedError, raised by `check`."""
 
     weight_formats: frozenset[str]
     kv_formats: frozenset[str]
     activations: frozenset[str]
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
-    keeps_weights_packed: bool = False
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
         asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
@@ -69,10 +72,11 @@ class Capabilities:
         ]
         for what, wanted, offered in asked:
             if wanted - offered:
-                listed = ", ".join(sorted(str(o) for o in offered))
+                listed = ", ".join(sorted(value for value in offered if value is not None))
+                remedy = f"it offers {listed}" if listed else "none can be chosen"
                 raise UnsupportedError(
                     f"executor {name} cannot do {what}: {', '.join(sorted(str(w) for w in wanted - offered))}",
-                    hint=f"it offers {listed}; or choose another executor of {', '.join(EXECUTORS)}",
+                    hint=f"{remedy}; or choose another executor of {', '.join(EXECUTORS)}",
                 )
 
 
@@ -105,11 +109,17 @@ def create_executor(name: str, config: ModelConfig, weights: WeightLoader, *, op
 
     weights: gives a parameter by its name; called once for each. formats: the storage formats that it will give.
     Raises ConfigError for an unknown name, UnsupportedError where the executor cannot do what is asked or is not installed,
-    CheckpointError for a parameter whose shape is not the config's.
+    CheckpointError for a parameter whose shape is not the config's, CapacityError where memory runs out.
     """
     module = executor_module(name)
     module.CAPABILITIES.check(name, formats, options)
-    executor: Executor = module.create(config, with_checked_shapes(config, weights), options)
+    try:
+        executor: Executor = module.create(config, with_checked_shapes(config, weights), options)
+    except MemoryError as error:
+        raise CapacityError(
+            f"executor {name} cannot get the memory for the weights and {options.num_pages} pages of cache: {error!s:.200}",
+            hint="lower the context (-c) or the cache, free memory, or choose a smaller model or format",
+        ) from error
     return executor
 
 
@@ -136,14 +146,19 @@ def capabilities_of(name: str) -> Capabilities:
 
 
 def executor_module(name: str) -> ModuleType:
+    """The executor's package. Each has CAPABILITIES, create(config, weights, options) -> Executor, and for planning
+    weight_bytes(format_name, shape) -> int, what a weight takes once loaded, and free_memory(device) -> int | None.
+
+    ConfigError for an unknown name, UnsupportedError where it cannot be imported.
+    """
     if name not in EXECUTORS:
         raise ConfigError(f"there is no executor {name!r}", hint=f"choose one of {', '.join(EXECUTORS)}")
     try:
         return importlib.import_module(f"minicpm4.executors.{name}")
     except ImportError as error:
-        raise UnsupportedError(f"executor {name} is not installed: {error}", hint=f"pip install 'minicpm4[{name}]'") from error
+        raise UnsupportedError(f"executor {name} cannot be loaded: {error}", hint=INSTALL_HINTS[name]) from error
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_format: str) -> int:
     """Bytes that a token's keys and values take in all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * STORAGE_FORMATS[kv_format].block_bytes
+    return 2 * config.num_layers * config.num_kv_heads * head_bytes(kv_format, config.head_dim)

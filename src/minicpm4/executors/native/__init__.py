@@ -1,5 +1,5 @@
 """The default executor on a CPU: the forward pass recorded once and replayed in C++ (native/)."""
 
-from minicpm4.executors.native.executor import CAPABILITIES, NativeExecutor, create
+from minicpm4.executors.native.executor import CAPABILITIES, NativeExecutor, create, free_memory, read_bandwidth, weight_bytes
 
-__all__ = ["CAPABILITIES", "NativeExecutor", "create"]
+__all__ = ["CAPABILITIES", "NativeExecutor", "create", "free_memory", "read_bandwidth", "weight_bytes"]

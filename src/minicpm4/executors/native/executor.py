@@ -14,20 +14,45 @@ from minicpm4.errors import CapacityError
 from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.schedule import add_codes, add_scale_to_embedding, assign_buffers, group_phases
-from minicpm4.hardware import Choice
+from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
-from minicpm4.quant import dequantize
+from minicpm4.quant import KV_FORMATS, dequantize
 
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
 USABLE_ISAS = tuple(_native.usable_isas())
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
-    kv_formats=frozenset(("f32", "f16")),
+    kv_formats=frozenset(KV_FORMATS),
     activations=frozenset(CODE_BYTES),
     devices=frozenset(("cpu",)),
     isas=frozenset((None, *USABLE_ISAS)),
-    keeps_weights_packed=True,
 )
+
+TILE_ROWS, TILE_ALIGNMENT = 16, 64  # see native/layout.h
+# Bytes that a block of stored columns takes in a row of a tile, where they are more than stored: scales of 6 bits are kept in 8,
+# and five ternary digits a byte become four.
+PACKED_BLOCK_BYTES = {"q4_k": 148, "q5_k": 180, "tq1_0": 66}
+
+
+def weight_bytes(format_name: str, shape: tuple[int, ...]) -> int:
+    """What a weight takes once loaded: a matrix in whole tiles of 16 rows, a vector in float32."""
+    if len(shape) == 1:
+        return 4 * shape[0]
+    rows, columns = shape
+    storage = STORAGE_FORMATS[format_name]
+    block_bytes = PACKED_BLOCK_BYTES.get(format_name, storage.block_bytes)
+    tile_bytes = columns // storage.block_elements * block_bytes * TILE_ROWS
+    return -(-rows // TILE_ROWS) * -(-tile_bytes // TILE_ALIGNMENT) * TILE_ALIGNMENT
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be allocated; None where the system does not say."""
+    return available_memory()
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that so many threads read from memory: the best of several passes over 256 MB."""
+    return float(_native.read_bandwidth(USABLE_ISAS[0], _native.Team(threads), 256 << 20, 5))
 
 
 def choose_isa(asked: str | None) -> Choice:
@@ -50,24 +75,22 @@ class NativeExecutor:
         self.config = config
         isa = choose_isa(options.isa)
         self.choices = (isa,)
-        self._team = _native.Team(options.threads)
         try:
-            self._program = _native.Program(
-                isa.value,
-                self._team,
-                max_rows=options.max_step_tokens,
-                code_bytes=CODE_BYTES[options.activations],
-                num_pages=options.num_pages,
-                num_layers=config.num_layers,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                kv_format=options.kv_format,
-            )
-        except MemoryError as error:
-            raise CapacityError(
-                f"{options.num_pages} pages of KV cache do not fit the memory", hint="lower the context or the number of sequences"
-            ) from error
+            self._team = _native.Team(options.threads)
+        except RuntimeError as error:
+            raise CapacityError(f"the system gives no {options.threads} threads: {error}", hint="lower the number of threads") from error
+        self._program = _native.Program(
+            isa.value,
+            self._team,
+            max_rows=options.max_step_tokens,
+            code_bytes=CODE_BYTES[options.activations],
+            num_pages=options.num_pages,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            kv_format=options.kv_format,
+        )
         self.weight_bytes = self._build(weights, options)
         self.kv_bytes = int(self._program.kv_bytes)
 
@@ -140,7 +163,7 @@ class NativeExecutor:
         return logits
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
-        self._program.randomize(self.config.num_layers, np.ascontiguousarray(pages, np.int32), seed)
+        self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 
     def close(self) -> None:
         del self._program, self._team

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.reference.ops import ReferenceCache, ReferenceOps, ReferenceWeight
-from minicpm4.hardware import Choice
+from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
-from minicpm4.quant import dequantize
+from minicpm4.quant import KV_FORMATS, dequantize
 
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
-    kv_formats=frozenset(("f32", "f16")),
+    kv_formats=frozenset(KV_FORMATS),
     activations=frozenset(("int8", "int16", "f32")),
     devices=frozenset(("cpu",)),
 )
-KV_DTYPES = {"f32": np.float32, "f16": np.float16}
+
+
+def weight_bytes(format_name: str, shape: tuple[int, ...]) -> int:
+    """What a weight takes once loaded: float32, whatever its format was."""
+    return 4 * math.prod(shape)
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be allocated; None where the system does not say."""
+    return available_memory()
 
 
 class ReferenceExecutor:
@@ -31,7 +42,7 @@ class ReferenceExecutor:
 
         self.choices: tuple[Choice, ...] = ()
         self._model: Model[ReferenceWeight] = assemble(config, load, context_length=options.context_length)
-        self._cache = ReferenceCache.empty(config, options.num_pages, KV_DTYPES[options.kv_format])
+        self._cache = ReferenceCache.empty(config, options.num_pages, options.kv_format)
         self._ops = ReferenceOps(config, self._cache, activations=options.activations)
         matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
         self.weight_bytes = sum(weight.values.nbytes for weight in (*matrices, self._model.norm, self._model.head))

@@ -10,7 +10,7 @@ import numpy as np
 
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
 from minicpm4.model.rope import RopeTable, rope_angles
-from minicpm4.quant import round_activations
+from minicpm4.quant import round_activations, round_cache
 
 Rotation = tuple[np.ndarray, np.ndarray]
 
@@ -25,15 +25,17 @@ class ReferenceWeight:
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """keys, values: [layers, P, PAGE_TOKENS, G, D] in the storage dtype; what was never written is NaN."""
+    """keys, values: [layers, P, PAGE_TOKENS, G, D], rounded to kv_format; what was never written is NaN."""
 
+    kv_format: str
     keys: np.ndarray
     values: np.ndarray
 
     @classmethod
-    def empty(cls, config: ModelConfig, num_pages: int, dtype: type) -> ReferenceCache:
+    def empty(cls, config: ModelConfig, num_pages: int, kv_format: str) -> ReferenceCache:
         shape = (config.num_layers, num_pages, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
-        return cls(np.full(shape, np.nan, dtype), np.full(shape, np.nan, dtype))
+        dtype = np.float16 if kv_format == "f16" else np.float32
+        return cls(kv_format, np.full(shape, np.nan, dtype), np.full(shape, np.nan, dtype))
 
 
 class ReferenceOps:
@@ -69,8 +71,8 @@ class ReferenceOps:
         c = self.config
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         pages, offsets = np.divmod(step.slots_T, PAGE_TOKENS)
-        keys[pages, offsets] = k_TGD.reshape(-1, c.num_kv_heads, c.head_dim)
-        values[pages, offsets] = v_TGD.reshape(-1, c.num_kv_heads, c.head_dim)
+        for stored, new in ((keys, k_TGD), (values, v_TGD)):
+            stored[pages, offsets] = round_cache(new.reshape(-1, c.num_kv_heads, c.head_dim), self.cache.kv_format)
         q_TGJD = q_THD.reshape(len(q_THD), c.num_kv_heads, -1, c.head_dim)
         out = np.empty_like(q_TGJD)
         for sequence, length in enumerate(step.lengths_S):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from minicpm4.errors import UnsupportedError
 from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
-from minicpm4.hardware import Choice
+from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
 from minicpm4.quant import dequantize
 
@@ -19,6 +21,23 @@ CAPABILITIES = Capabilities(
     devices=frozenset(("cpu", "cuda")),
 )
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's allocators say it, of CUDA and of the CPU
+
+
+def weight_bytes(format_name: str, shape: tuple[int, ...]) -> int:
+    """What a weight takes once loaded: float32, whatever its format was."""
+    return 4 * math.prod(shape)
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be allocated on the device; None where the system does not say. UnsupportedError for a device that there is not."""
+    check_device(device)
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory()
+
+
+def check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError("torch finds no CUDA device", hint="use --device cpu, or install a CUDA build of torch")
 
 
 class TorchExecutor:
@@ -27,8 +46,7 @@ class TorchExecutor:
     name = "torch"
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise UnsupportedError("torch finds no CUDA device", hint="use --device cpu, or install a CUDA build of torch")
+        check_device(options.device)
         torch.set_num_threads(options.threads)
         self._device = torch.device(options.device)
         self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"),)
@@ -59,4 +77,10 @@ class TorchExecutor:
 
 
 def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> TorchExecutor:
-    return TorchExecutor(config, weights, options)
+    """MemoryError where torch runs out of it."""
+    try:
+        return TorchExecutor(config, weights, options)
+    except RuntimeError as error:
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            raise MemoryError(str(error).splitlines()[0]) from error
+        raise

@@ -1,0 +1,39 @@
+"""How keys and values are stored between steps: the formats of the KV cache, their size, and what rounding they mean.
+
+This is the algorithm to the bit; every executor that offers a format follows it.
+"""
+
+# D head dim
+
+from __future__ import annotations
+
+import numpy as np
+
+from minicpm4.quant.codec import reciprocal
+from minicpm4.quant.formats import dequantize, quantize
+
+KV_FORMATS = ("f32", "f16", "bf16", "int8")
+LARGEST_CODE = 127
+ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+
+
+def head_bytes(kv_format: str, head_dim: int) -> int:
+    """Bytes of one token's keys, or values, of one head."""
+    return ELEMENT_BYTES[kv_format] * head_dim + (4 if kv_format == "int8" else 0)  # int8 has a float32 scale
+
+
+def round_cache(x_D: np.ndarray, kv_format: str) -> np.ndarray:
+    """The float32 values that the cache gives back for x [..., D].
+
+    int8: scale = largest magnitude of the head / 127, in float32; code = x * (1 / scale) to the nearest, ties to even; 0 where
+    the scale is not a normal float32.
+    """
+    if kv_format == "f32":
+        return x_D
+    if kv_format == "f16":
+        return x_D.astype(np.float16).astype(np.float32)
+    if kv_format == "bf16":
+        return dequantize(quantize(x_D.reshape(-1), "bf16", name="cache")).reshape(x_D.shape)
+    scales = np.abs(x_D).max(axis=-1, keepdims=True) / np.float32(LARGEST_CODE)
+    rounded: np.ndarray = np.rint(x_D * reciprocal(scales)) * scales
+    return rounded

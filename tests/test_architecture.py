@@ -122,7 +122,7 @@ def test_imports_go_down(path: Path) -> None:
         return
     assert layer in TABLE, f"{layer} is not in the import table of docs/structure.md"
     allowed = TABLE[layer] | {layer}
-    if path.is_relative_to(PACKAGE / "executors" / "native") or layer == "deploy":
+    if path.is_relative_to(PACKAGE / "executors" / "native"):
         allowed |= {"_native"}
     assert layers_imported(path) <= allowed
 

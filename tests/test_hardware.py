@@ -61,6 +61,80 @@ def test_a_system_that_does_not_say_is_not_guessed_at(monkeypatch: pytest.Monkey
     assert hardware.cpu_name()  # what Python knows
 
 
+def write_system(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+GROUP = "sys/fs/cgroup"
+CPU_LIMITS: dict[str, tuple[dict[str, str], int]] = {
+    "none": ({}, 64),
+    "v2-unlimited": ({f"{GROUP}/cpu.max": "max 100000\n"}, 64),
+    "v2": ({f"{GROUP}/cpu.max": "350000 100000\n"}, 3),
+    "v2-less-than-a-core": ({f"{GROUP}/cpu.max": "50000 100000\n"}, 1),
+    "v2-own-group": (
+        {"proc/self/cgroup": "0::/a b/c\n", f"{GROUP}/a b/c/cpu.max": "max 100000", f"{GROUP}/a b/cpu.max": "200000 100000"},
+        2,
+    ),
+    "v2-other-group": ({"proc/self/cgroup": "0::/a\n", f"{GROUP}/b/cpu.max": "200000 100000"}, 64),
+    "v1-unlimited": ({f"{GROUP}/cpu/cpu.cfs_quota_us": "-1\n", f"{GROUP}/cpu/cpu.cfs_period_us": "100000\n"}, 64),
+    "v1": (
+        {
+            "proc/self/cgroup": "3:cpu,cpuacct:/docker/x\n1:name=systemd:/\n",
+            f"{GROUP}/cpu/docker/x/cpu.cfs_quota_us": "400000\n",
+            f"{GROUP}/cpu/docker/x/cpu.cfs_period_us": "100000\n",
+        },
+        4,
+    ),
+    "nonsense": ({f"{GROUP}/cpu.max": "many\n"}, 64),
+}
+
+
+@pytest.mark.parametrize("case", CPU_LIMITS)
+def test_cores_are_those_that_the_control_group_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str) -> None:
+    files, cores = CPU_LIMITS[case]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    assert hardware.num_cores(write_system(tmp_path, files)) == cores
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 2000 kB\nMemAvailable:   1000 kB\n"}
+MEMORY_LIMITS: dict[str, tuple[dict[str, str], int | None]] = {
+    "unknown": ({}, None),
+    "none": (MEMINFO, 1_024_000),
+    "v2-unlimited": ({**MEMINFO, f"{GROUP}/memory.max": "max\n", f"{GROUP}/memory.current": "1000\n"}, 1_024_000),
+    "v2": ({**MEMINFO, f"{GROUP}/memory.max": "5000\n", f"{GROUP}/memory.current": "2000\n"}, 3000),
+    "v2-full": ({f"{GROUP}/memory.max": "5000\n", f"{GROUP}/memory.current": "6000\n"}, 0),
+    "v2-files-can-go": (
+        {
+            f"{GROUP}/memory.max": "5000\n",
+            f"{GROUP}/memory.current": "4000\n",
+            f"{GROUP}/memory.stat": "anon 1000\nactive_file 1000\ninactive_file 2000\n",
+        },
+        4000,
+    ),
+    "v1": (
+        {
+            **MEMINFO,
+            "proc/self/cgroup": "4:memory:/box\n",
+            f"{GROUP}/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            f"{GROUP}/memory/memory.usage_in_bytes": "7000\n",
+            f"{GROUP}/memory/box/memory.limit_in_bytes": "5000\n",
+            f"{GROUP}/memory/box/memory.usage_in_bytes": "4000\n",
+            f"{GROUP}/memory/box/memory.stat": "inactive_file 7\ntotal_inactive_file 500\n",
+        },
+        1500,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY_LIMITS)
+def test_memory_is_what_the_control_group_leaves(tmp_path: Path, case: str) -> None:
+    files, available = MEMORY_LIMITS[case]
+    assert hardware.available_memory(write_system(tmp_path, files)) == available
+
+
 def test_choices_and_errors_read_as_sentences() -> None:
     assert str(Choice("isa", "avx2", "no avx512 on this cpu")) == "isa avx2 (no avx512 on this cpu)"
     assert str(CheckpointError("the file is cut", hint="download it again")) == "the file is cut; download it again"

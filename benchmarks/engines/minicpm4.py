@@ -29,7 +29,9 @@ class MiniCPM4:
         self.seed, self.stream_pages = work.seed, pages_for(work.sequence_tokens)
         self.num_pages = work.streams * self.stream_pages
         with checkpoint_subject(load) as subject:
-            options, _ = resolve_options(load, subject.config, context_length=work.sequence_tokens, num_pages=self.num_pages)
+            options, _ = resolve_options(
+                load, subject.config, context_length=work.sequence_tokens, num_pages=self.num_pages, formats=subject.formats
+            )
             self.executor = create_executor(load.executor, subject.config, subject.weights, options=options, formats=subject.formats)
         self.chunk_tokens, self.vocab_size = options.max_step_tokens, subject.config.vocab_size
         commit = source_commit()

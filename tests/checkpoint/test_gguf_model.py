@@ -204,5 +204,19 @@ def test_a_file_of_a_vocabulary_only_is_refused(tmp_path: Path) -> None:
     from checkpoint_files import gguf_key, gguf_string, raw_gguf
 
     (tmp_path / "x.gguf").write_bytes(raw_gguf([gguf_key("general.architecture", 8, gguf_string("llama"))]))
-    with pytest.raises(CheckpointError, match="with 0 tensors"):
+    with pytest.raises(CheckpointError, match=r"x.gguf holds a 'model' with 0 tensors, not a model; name the model's own file"):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"general.type": "adapter"}, r"x.gguf holds a 'adapter' with \d+ tensors, not a model; name the model's own file"),
+        ({"split.count": 3}, "x.gguf is one of 3 parts; join them with: llama-gguf-split --merge"),
+    ],
+    ids=["adapter", "part"],
+)
+def test_a_file_that_is_no_whole_model_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    write_gguf_model(tmp_path / "x.gguf", keys=keys)
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path / "x.gguf")

@@ -85,6 +85,31 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "x.gguf")
 
 
+def test_files_that_the_system_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user without permission meets them, whoever runs the tests."""
+
+    def denied(*arguments: object, **details: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    write_gguf_model(tmp_path / "x.gguf")
+    folder = write_folder(tmp_path / "tiny")
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(CheckpointError, match=r"cannot read .*x.gguf': Permission denied; check the path and its permissions"):
+        open_checkpoint(tmp_path / "x.gguf")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.json': Permission denied; check the folder and its permissions"):
+        open_checkpoint(folder)
+    monkeypatch.setattr(Path, "glob", denied)
+    with pytest.raises(CheckpointError, match=r"cannot open .*tiny': .*Permission denied; check the path and its permissions"):
+        open_checkpoint(folder)
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"cannot read .*x.gguf': cannot mmap an empty file; download the file again"):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_files_are_told_by_their_first_bytes(tmp_path: Path, name: str) -> None:
     data, word = FOREIGN[name]

@@ -1,10 +1,12 @@
 """The program as a person runs it: real processes, the default model, standard output and error told apart."""
 
+import inspect
 import json
 import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from minicpm4.cli import app
+from minicpm4.cli.grouped import grouped
 from minicpm4.hardware import child_environment
+from tests.checkpoint.checkpoint_files import TINY_JSON
 
 PROGRAM = [str(Path(sys.executable).parent / "minicpm4")]
 QUESTION = "What is the capital of France?"
@@ -101,12 +106,17 @@ def test_bench_prints_a_row_and_an_object(default_gguf):
     result = json.loads(out)
     assert (result["context"], result["threads"], result["new_tokens"]) == (100, 1, 4)
     assert result["recipe"]["flags"]["context"] == 100
+    again = json.loads(run(*shlex.split(result["recipe"]["command"])[1:], "--json")[1])
+    assert again["recipe"] == result["recipe"]
+    assert str(default_gguf) in again["recipe"]["command"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("chat", "--temp", "-1", "-p", "hi"), 1, "error: temperature is -1.0, expected a number from 0 to 100"),
+        (("chat", "--temp", "-1", "-p", "hi"), 2, "Invalid value for --temp: temperature is -1.0"),
+        (("chat", "--temp", "nan", "-p", "hi", "-m", "nowhere"), 2, "Invalid value for --temp: temperature is nan"),
+        (("generate", "-n", "0", "-p", "hi", "-m", "nowhere"), 2, "Invalid value for --max-tokens: max_tokens is 0"),
         (("chat", "--executor", "abacus", "-p", "hi"), 1, "error: there is no executor 'abacus'"),
         (("chat", "-c", "99999", "-p", "hi"), 1, "error: a context of 99999 tokens was asked for"),
         (("bench", "--prefill", "9000"), 1, "error: the run needs 9000 tokens of context, there are 8192"),
@@ -122,6 +132,81 @@ def test_wrong_usage(default_gguf, arguments, code, message):
     assert found == code
     assert message in notes
     assert out == ""
+
+
+def test_stop_texts_by_environment_are_lines(default_gguf):
+    common = ("generate", "-p", "The capital of France is", "-n", "12", "-c", "64", "--json")
+    whole = json.loads(run(*common)[1])["text"]
+    first, second = whole[:10].split(" ")[1], " ".join(whole.split(" ")[3:5])
+    assert " " in second
+    stopped = json.loads(run(*common, MINICPM4_STOP=f"never this\n{second}\n")[1])
+    assert stopped["text"] == whole[: whole.index(second)]
+    assert json.loads(run(*common, "--stop", first, MINICPM4_STOP=second)[1])["text"] == whole[: whole.index(first)]
+
+
+def test_every_option_has_its_variable():
+    """Of each command, as typer sees it: MINICPM4_ and the long name; --stop is read by its own rule."""
+    found = {}
+    for command in app.registered_commands:
+        for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
+            [info] = parameter.annotation.__metadata__
+            long = next((flag for flag in info.param_decls or () if flag.startswith("--")), f"--{name}").split("/")[0]
+            found[long] = info.envvar
+    assert len(found) > 25
+    assert found.pop("--stop") is None
+    assert found == {long: "MINICPM4_" + long[2:].replace("-", "_").upper() for long in found}
+
+
+def test_a_group_may_not_repeat_an_option():
+    def group(seed: int = 0) -> int:
+        return seed
+
+    with pytest.raises(AssertionError, match="command: an option is in two groups"):
+
+        @grouped(one=group)
+        def command(seed: int = 0, *, one: int) -> None: ...
+
+
+BROKEN_BUILD = """
+import sys
+sys.modules["minicpm4._native"] = None  # importing it fails
+from minicpm4.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--version",), 0, "(native: cannot be loaded, see minicpm4 doctor;"),
+        (("doctor",), 1, "executor native: executor native cannot be loaded: import of minicpm4._native halted"),
+        (("show",), 0, "memory plan        unknown"),
+        (("show",), 0, "build this package again: make chat, or pip install -e . in its checkout"),
+        (("show", "--executor", "reference"), 0, "context 8192"),
+        (("pull", "--offline"), 0, "SmolLM2"),
+        (("generate", "-p", "The capital of France is", "-n", "1", "-c", "64", "--executor", "reference"), 0, " Paris"),
+        (
+            ("bench", "--executor", "reference", "--prefill", "2", "--decode", "1", "--repeats", "1", "--random", "TINY"),
+            0,
+            "| of the memory |",
+        ),
+        (("chat", "-p", "hi"), 1, "error: executor native cannot be loaded"),
+    ],
+    ids=str,
+)
+def test_a_broken_build_leaves_what_does_not_need_it(default_gguf, tmp_path, arguments, code, message):
+    (tmp_path / "config.json").write_text(json.dumps(TINY_JSON))
+    words = [str(tmp_path / "config.json") if word == "TINY" else word for word in arguments]
+    done = subprocess.run([sys.executable, "-c", BROKEN_BUILD, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_json_without_a_prompt(default_gguf):
+    terminal = Terminal("chat", "--json")
+    terminal.wait_for("--json needs a prompt")
+    assert terminal.exit_code() == 1
 
 
 class Terminal:
@@ -182,13 +267,14 @@ def test_a_conversation(default_gguf):
     assert terminal.exit_code() == 0
 
 
-def test_interrupting_a_single_answer_ends_it(default_gguf):
-    with subprocess.Popen(
-        [*PROGRAM, "generate", "-p", "Once upon a time", "-n", "4000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_interrupting_a_single_answer_ends_it(default_gguf, verb):
+    command = [*PROGRAM, verb, "-p", "Tell a very long story about a dragon.", "-n", "4000", "--temp", "1", "--seed", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.read(10)
         process.send_signal(signal.SIGINT)
         out, notes = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert "answer tokens" in notes
+    assert "Traceback" not in notes
     assert len(out) < 15000

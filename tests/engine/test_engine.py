@@ -25,7 +25,7 @@ def engine_of(executor, *, num_pages=16, eos_ids=(), context_length=512):
 def answers(engine, prompts, params):
     requests = [engine.add(prompt, params) for prompt in prompts]
     tokens, reasons = {request: [] for request in requests}, {}
-    while engine.has_work:
+    while engine.scheduler.has_work:
         for event in engine.step():
             tokens[event.request] += [event.token] if event.token is not None else []
             if event.finish_reason:
@@ -69,7 +69,7 @@ def test_a_cancelled_request_frees_its_pages(executor):
         seen |= {event.request for event in engine.step()}
     engine.cancel(gone)
     engine.cancel(gone)
-    while engine.has_work:
+    while engine.scheduler.has_work:
         assert {event.request for event in engine.step()} <= {kept}
     assert gone in seen
     assert engine.scheduler.pool.num_free == 16
@@ -86,7 +86,32 @@ def test_refuses(executor):
     ):
         with pytest.raises(error, match=match):
             engine.add(prompt, params)
-    assert not engine.has_work
+    assert not engine.scheduler.has_work
+
+
+class Interrupted:
+    """Stands for a sampler, and for Ctrl-C in the middle of its work."""
+
+    def choose(self, logits):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_step_is_computed_again(executor):
+    params = SamplingParams(max_tokens=8, temperature=1.0, seed=2, frequency_penalty=1.0)
+    undisturbed, _ = answers(engine_of(executor), PROMPTS[:3], params)
+    engine = engine_of(executor)
+    requests = [engine.add(prompt, params) for prompt in PROMPTS[:3]]
+    events = [event for _ in range(4) for event in engine.step()]
+    victim = engine._running[requests[2]]
+    victim.sampler, sampler = Interrupted(), victim.sampler
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    victim.sampler = sampler
+    late = engine.add(PROMPTS[3], params)
+    while engine.scheduler.has_work:
+        events += engine.step()
+    assert [[e.token for e in events if e.request == request] for request in requests] == undisturbed
+    assert [e.token for e in events if e.request == late] == answers(engine_of(executor), [PROMPTS[3]], params)[0][0]
 
 
 class BrokenExecutor:

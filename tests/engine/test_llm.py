@@ -1,18 +1,24 @@
 """The Python interface on the default model: what a program that uses this package sees."""
 
+import gc
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from typing import get_type_hints
 
 import numpy as np
 import pytest
 
-from minicpm4 import LLM, CapacityError, ConfigError, RequestError, SamplingParams, UnsupportedError
+from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestError, SamplingParams, UnsupportedError
+from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params, eos_of
-from minicpm4.model.config import config_from_hf
+from minicpm4.engine.load import choose_activations, sparse_warnings
+from minicpm4.model.config import SparseConfig, config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
+from tests.toy import TOY, toy_config
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY = SamplingParams(max_tokens=24)
@@ -161,6 +167,17 @@ def test_refuses_requests(llm):
         (lambda: llm.generate(["a", "b"], [GREEDY]), RequestError, "there are 2 prompts and 1 params"),
         (lambda: llm.generate("word " * 2000), CapacityError, "the context holds 1024 with the answer"),
         (lambda: llm.generate("a", SamplingParams(logit_bias={60000: 1})), RequestError, "token 60000"),
+        (lambda: llm.generate(5), RequestError, "the prompt is 5, expected text"),
+        (lambda: llm.generate(None), RequestError, "the prompt is None, expected text"),
+        (lambda: llm.generate([1, 2]), RequestError, "the prompt is 1, expected text"),
+        (lambda: llm.generate("a", {"max_tokens": 2}), RequestError, r"params is \{'max_tokens': 2\}, expected SamplingParams"),
+        (lambda: llm.generate(["a", "b"], [GREEDY, None]), RequestError, "expected SamplingParams"),
+        (lambda: llm.stream("a", {"max_tokens": 2}), RequestError, "expected SamplingParams"),
+        (lambda: llm.stream(5), RequestError, "a chat needs messages"),
+        (lambda: llm.chat(5), RequestError, "a chat needs messages"),
+        (lambda: llm.chat("hi"), RequestError, "a chat needs messages"),
+        (lambda: llm.chat(QUESTION[0]), RequestError, "a chat needs messages"),
+        (lambda: llm.chat([{"role": "user"}]), RequestError, "the content of a message is None, expected text"),
     ):
         with pytest.raises(error, match=match):
             call()
@@ -169,10 +186,90 @@ def test_refuses_requests(llm):
 
 def test_after_close(default_gguf):
     llm = LLM(str(default_gguf), context_length=64)
+    finished, closed, half_read = (llm.stream("Once upon a time", GREEDY.replace(max_tokens=8)) for _ in range(3))
+    text = "".join(finished)
+    closed.close()
+    begun = next(half_read)
     llm.close()
     llm.close()
     with pytest.raises(RequestError, match="this LLM was closed"):
         llm.generate("a")
+    assert text.startswith(begun)
+    with pytest.raises(RequestError, match="this LLM was closed"):
+        list(half_read)
+    assert list(finished) == list(closed) == []
+
+
+def test_an_abandoned_stream_is_not_computed(llm):
+    for _ in llm.stream("Once upon a time", SamplingParams(max_tokens=500)):
+        break
+    gc.collect()
+    assert len(llm.generate("Water", GREEDY).token_ids) == 24
+    assert not llm._engine.scheduler.has_work
+    assert llm._engine.scheduler.pool.num_free == llm._engine.limits.num_pages
+
+
+def test_one_broken_answer_of_several(llm, monkeypatch):
+    [broken_token] = llm.encode("!")
+    run = llm.loaded.executor.run
+
+    def run_with_nan(step):
+        logits = run(step).copy()
+        logits[step.tokens_T[step.wanted_R] == broken_token] = np.nan
+        return logits
+
+    expected = llm.generate("Water boils at", GREEDY).text
+    monkeypatch.setattr(llm.loaded.executor, "run", run_with_nan)
+    broken, good = llm.generate(["!", "Water boils at"], GREEDY)
+    assert (broken.finish_reason, broken.text, good.text) == ("error", "", expected)
+    for call in (lambda: llm.generate("!"), lambda: list(llm.stream("!"))):
+        with pytest.raises(CheckpointError, match="logits that are not numbers; check its files with"):
+            call()
+
+
+FORK = """
+import os, sys
+from minicpm4 import LLM, RequestError
+llm = LLM(sys.argv[1], context_length=64, threads=2)
+child = os.fork()
+if child == 0:
+    try:
+        llm.generate("a")
+    except RequestError as error:
+        print(error, flush=True)
+    llm.close()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print(len(llm.generate("a").token_ids) > 0)
+"""
+
+
+def test_a_forked_process_is_told(default_gguf):
+    done = subprocess.run([sys.executable, "-c", FORK, str(default_gguf)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("this LLM was made in another process, whose threads are not in this one; make it in the process")
+    assert done.stdout.endswith("True\n")
+
+
+def test_attention_that_is_not_run_yet_is_warned_of():
+    sparse = toy_config(sparse=SparseConfig(dense_len=100))
+    assert list(sparse_warnings(sparse, 100)) == list(sparse_warnings(TOY, 512)) == []
+    assert list(sparse_warnings(sparse, 101)) == [
+        "attention is dense so far: InfLLM v2, which the model's config asks for beyond 100 tokens, is not run yet"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("formats", "hidden_size", "choice"),
+    [
+        ({"f32", "f16"}, 96, "activations f32 (nothing is quantized)"),
+        ({"f32", "q4_0"}, 96, "activations int16 (eight bits show"),
+        ({"q4_0"}, 1024, "activations int8 (fast"),
+        (None, 1024, "activations int8"),
+    ],
+    ids=str,
+)
+def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choice):
+    assert str(choose_activations(LoadOptions(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +279,7 @@ def minicpm(official, tmp_path_factory):
     for path in (official / "0.5B").iterdir():
         shutil.copy(path, folder)
     small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
-    values = json.loads((folder / "config.json").read_text()) | small
+    values = json.loads((folder / "config.json").read_text()) | small | {"sparse_config": {"dense_len": 128}}
     (folder / "config.json").write_text(json.dumps(values))
     config, _ = config_from_hf(values)
     with LLM(str(write_folder(folder, config=values, weights=tiny_weights(config))), context_length=256) as llm:
@@ -196,6 +293,8 @@ def test_a_folder_brings_tokenizer_template_and_defaults(minicpm):
     assert (minicpm.default_params.temperature, minicpm.default_params.top_p) == (0.8, 0.8)
     assert minicpm.loaded.limits.eos_ids == {2, 73440}
     assert any("auto_map" in warning for warning in minicpm.loaded.warnings)
+    assert any("attention is dense so far" in warning for warning in minicpm.loaded.warnings)
+    assert "activations f32 (nothing is quantized)" in map(str, minicpm.loaded.choices)
     completion = minicpm.chat([{"role": "user", "content": "你好"}], SamplingParams(max_tokens=5, ignore_eos=True))
     assert len(completion.token_ids) == 5
 

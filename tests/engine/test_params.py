@@ -1,5 +1,6 @@
 """SamplingParams refuses every value that cannot be, in one sentence."""
 
+import numpy as np
 import pytest
 
 from minicpm4 import RequestError, SamplingParams
@@ -14,6 +15,8 @@ from minicpm4 import RequestError, SamplingParams
         ("seed", -1), ("seed", 1 << 64), ("repetition_penalty", 0), ("presence_penalty", 1e308), ("frequency_penalty", float("nan")),
         ("logprobs", 65), ("logprobs", -1), ("logit_bias", {-1: 0.0}), ("logit_bias", {3: float("inf")}),
         ("stop", ("",)), ("stop", ("x" * 5000,)), ("stop", ("a",) * 65), ("stop", (3,)), ("stop_token_ids", (-1,)),
+        ("stop", 5), ("stop", None), ("stop_token_ids", 5), ("logit_bias", [1]), ("logit_bias", None),
+        ("max_tokens", np.float32(2)), ("top_k", np.True_), ("temperature", np.float64("nan")), ("seed", np.int64(-1)),
     ],
     ids=str,
 )  # fmt: skip
@@ -28,3 +31,11 @@ def test_accepts_the_edges():
     assert params.replace(seed=None).seed is None
     with pytest.raises(TypeError):
         params.replace(warmth=1)
+
+
+def test_accepts_the_numbers_of_numpy():
+    params = SamplingParams(
+        max_tokens=np.int64(2), temperature=np.float32(0.5), top_k=np.uint8(3), seed=np.uint64((1 << 64) - 1),
+        logit_bias={np.int32(1): np.float16(2)}, stop_token_ids=np.array([4, 5]),
+    )  # fmt: skip
+    assert params.stop_token_ids == (4, 5)

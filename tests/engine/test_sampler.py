@@ -15,9 +15,15 @@ def logits_of(*probabilities):
     return np.log(np.array(probabilities, np.float32))
 
 
+def take(sampler, logits):
+    token = sampler.choose(logits).token
+    sampler.accept(token)
+    return token
+
+
 def drawn(logits, count=2000, **params):
     sampler = Sampler(SamplingParams(temperature=1.0, seed=1, **params), [])
-    return Counter(sampler.choose(logits).token for _ in range(count))
+    return Counter(take(sampler, logits) for _ in range(count))
 
 
 def test_greedy_takes_the_first_of_the_largest():
@@ -33,7 +39,24 @@ def test_draws_with_the_probabilities_of_the_model():
 def test_temperature_sharpens():
     hot, cold = (Sampler(SamplingParams(temperature=t, seed=3), []) for t in (2.0, 0.25))
     logits = logits_of(0.5, 0.3, 0.2)
-    assert sum(cold.choose(logits).token == 0 for _ in range(500)) > sum(hot.choose(logits).token == 0 for _ in range(500)) + 100
+    assert sum(take(cold, logits) == 0 for _ in range(500)) > sum(take(hot, logits) == 0 for _ in range(500)) + 100
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-50, 1e-44, 1e-3], ids=str)
+def test_the_coldest_temperatures_are_greedy(temperature):
+    with np.errstate(all="raise", under="ignore"):  # a weight may well become 0
+        sampler = Sampler(SamplingParams(temperature=temperature, top_k=3, seed=0), [])
+        assert {take(sampler, np.array([-np.inf, 3.0, 1.0, -9.0], np.float32)) for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1.0, "seed": 4}, {"frequency_penalty": 2.0, "repetition_penalty": 1.5}], ids=str)
+def test_a_choice_that_was_not_taken_is_made_again(params):
+    """A step that was interrupted is computed again: it must not cost a random number, or count for the penalties."""
+    logits = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    hesitating, other = (Sampler(SamplingParams(**params), [3]) for _ in range(2))
+    for _ in range(20):
+        assert hesitating.choose(logits) == hesitating.choose(logits)
+        assert take(hesitating, logits) == take(other, logits)
 
 
 @pytest.mark.parametrize(
@@ -68,15 +91,15 @@ def test_likeliest_is_its_definition(seed, size, top_k, top_p, min_p):
 def test_same_seed_same_tokens():
     logits = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     first, second, other = (Sampler(SamplingParams(temperature=1, top_p=0.99, seed=seed), []) for seed in (7, 7, 8))
-    sequences = [[sampler.choose(logits).token for _ in range(20)] for sampler in (first, second, other)]
+    sequences = [[take(sampler, logits) for _ in range(20)] for sampler in (first, second, other)]
     assert sequences[0] == sequences[1] != sequences[2]
 
 
 def test_repetition_penalty_counts_the_prompt_and_the_answer():
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), [0])
     logits = np.array([3.0, 2.0, -1.0], np.float32)
-    assert sampler.choose(logits).token == 1  # 3 / 2 < 2
-    assert sampler.choose(logits).token == 0  # 3 / 2 > 2 / 2
+    assert take(sampler, logits) == 1  # 3 / 2 < 2
+    assert take(sampler, logits) == 0  # 3 / 2 > 2 / 2
     negative = Sampler(SamplingParams(repetition_penalty=2.0), [0])
     assert negative.choose(np.array([-1.0, -1.5], np.float32)).token == 1  # -1 * 2 < -1.5
 
@@ -84,9 +107,9 @@ def test_repetition_penalty_counts_the_prompt_and_the_answer():
 def test_presence_and_frequency_penalties_count_the_answer_alone():
     logits = np.array([1.0, 0.8, 0.0], np.float32)
     presence = Sampler(SamplingParams(presence_penalty=0.3), [0])
-    assert [presence.choose(logits).token for _ in range(3)] == [0, 1, 0]
+    assert [take(presence, logits) for _ in range(3)] == [0, 1, 0]
     frequency = Sampler(SamplingParams(frequency_penalty=0.15), [0])
-    assert [frequency.choose(logits).token for _ in range(4)] == [0, 0, 1, 0]
+    assert [take(frequency, logits) for _ in range(4)] == [0, 0, 1, 0]
 
 
 def test_logit_bias_and_logprobs_of_the_model_itself():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4.engine.pages import PagePool
-from minicpm4.engine.scheduler import Scheduler, Sequence, build_step
+from minicpm4.engine.scheduler import Part, Scheduler, Sequence, build_step
 from minicpm4.model import PAGE_TOKENS, pages_for
 
 
@@ -105,3 +105,8 @@ def test_the_last_to_come_gives_way():
     assert [part.sequence.request for part in parts] == [0]
     assert scheduler.num_preemptions == 1
     assert (second.pages, second.num_cached) == ([], 0)
+
+
+def test_a_part_without_tokens_is_a_mistake():
+    with pytest.raises(AssertionError, match="at least one token"):
+        build_step([Part(Sequence(0, [1, 2], num_cached=2, pages=[0]), 0, is_complete=True)])

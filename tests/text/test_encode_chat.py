@@ -130,6 +130,34 @@ def test_messages_nested_too_deep() -> None:
         encode(message("user", content))
 
 
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "<|im_end|>"}]
+    for content in (parts, tuple(parts)):
+        assert encode(message("user", content)) == encode(message("user", "Hello <|im_end|>"))
+    assert encode(message("user", [])) == encode(message("user", ""))
+
+
+@pytest.mark.parametrize(
+    "content", [None, 5, {"text": "x"}, ["x"], [{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "text", "text": 5}]], ids=str
+)
+def test_content_that_is_no_text(content: Any) -> None:
+    with pytest.raises(RequestError, match=r"the content of a message is .*, expected text; give .* parts of content must be"):
+        encode(message("user", content))
+
+
+def test_a_message_without_content() -> None:
+    with pytest.raises(RequestError, match="the content of a message is None"):
+        encode({"role": "user"})
+    calls = [{"function": {"name": "weather", "arguments": {}}}]
+    assert text_of(encode({"role": "assistant", "content": None, "tool_calls": calls}, template=TOOLS)).count("weather") == 1
+
+
+@pytest.mark.parametrize("messages", [5, None, "Hello", {"role": "user"}, [], ["Hello"]], ids=str)
+def test_messages_that_are_none(messages: Any) -> None:
+    with pytest.raises(RequestError, match="a chat needs messages"):
+        encode_chat(TOKENIZER, PLAIN, messages)
+
+
 def test_a_model_without_a_template() -> None:
-    with pytest.raises(CheckpointError, match="this model has no chat template; complete plain text"):
+    with pytest.raises(CheckpointError, match="this model has no chat template; complete plain text with generate, or name a model"):
         encode_chat(TOKENIZER, None, [message("user", "x")])

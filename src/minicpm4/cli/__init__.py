@@ -13,11 +13,11 @@ from minicpm4.cli.doctor import doctor
 from minicpm4.cli.generate import generate
 from minicpm4.cli.pull import pull
 from minicpm4.cli.show import show
-from minicpm4.cli.terminal import fail
+from minicpm4.cli.terminal import EXIT_INTERRUPTED, fail
 from minicpm4.cli.version import print_version
 from minicpm4.errors import MiniCPMError
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130  # 2 is a usage error
+EXIT_FAILED = 1  # 2 is a usage error
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Run MiniCPM4 and other models of the Llama family.")
 app.callback()(print_version)

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from minicpm4.cli.terminal import say, summary, transfer_bar, warn, write
+import typer
+
+from minicpm4.cli.terminal import EXIT_INTERRUPTED, say, summary, transfer_bar, warn, write
 from minicpm4.engine import LLM, Completion, LoadOptions, SamplingParams, Stream
 
 MAX_TOKENS = 1024  # of an answer, where neither the user nor the model's own defaults say
@@ -50,6 +52,12 @@ def answer(llm: LLM, stream: Stream, *, as_json: bool) -> Completion:
         write("\n")
         say(summary(completion, llm.loaded.choices))
     return completion
+
+
+def exit_if_interrupted(completion: Completion) -> None:
+    """Where the answer is all that was asked for, cutting it short ends the program as Ctrl-C does."""
+    if completion.finish_reason == "cancelled":
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 @contextmanager

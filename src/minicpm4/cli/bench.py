@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Annotated
 
-import typer
-
 from minicpm4.cli import options as o
 from minicpm4.cli.grouped import grouped
 from minicpm4.cli.terminal import stage_line, transfer_bar, write
@@ -14,18 +12,17 @@ from minicpm4.deploy import BenchOptions, BenchResult, Subject, checkpoint_subje
 from minicpm4.engine import LoadOptions
 
 RandomShape = Annotated[
-    str | None, typer.Option("--random", help="Random weights of a shape instead of a model: 0.5B, 8B, or a config.json.", metavar="SHAPE")
+    str | None, o.option("--random", help="Random weights of a shape instead of a model: 0.5B, 8B, or a config.json.", metavar="SHAPE")
 ]
-Format = Annotated[str, typer.Option("--format", help="Format of the random weights.")]
+Format = Annotated[str, o.option("--format", help="Format of the random weights.")]
+Prefill = Annotated[int, o.option("--prefill", help="Tokens of the prompt, from an empty cache.")]
+Decode = Annotated[int, o.option("--decode", help="Tokens generated one by one.")]
+Context = Annotated[int, o.option("--context", help="Tokens in the cache before decoding, random ones.")]
+Repeats = Annotated[int, o.option("--repeats", help="How often each is measured; medians are reported.")]
+Seed = Annotated[int, o.option("--seed", help="Of the random tokens, weights and cache.")]
 
 
-def bench_options(
-    prefill: Annotated[int, typer.Option(help="Tokens of the prompt, from an empty cache.")] = 512,
-    decode: Annotated[int, typer.Option(help="Tokens generated one by one.")] = 128,
-    context: Annotated[int, typer.Option(help="Tokens in the cache before decoding, random ones.")] = 0,
-    repeats: Annotated[int, typer.Option(help="How often each is measured; medians are reported.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the random tokens, weights and cache.")] = 0,
-) -> BenchOptions:
+def bench_options(prefill: Prefill = 512, decode: Decode = 128, context: Context = 0, repeats: Repeats = 3, seed: Seed = 0) -> BenchOptions:
     """The group of options that say what is measured."""
     return BenchOptions(prefill=prefill, decode=decode, context=context, repeats=repeats, seed=seed)
 
@@ -60,7 +57,7 @@ def table_of(result: BenchResult) -> str:
         f"prefill {result.prompt_tokens}, tok/s": rate(result.prefill_tokens_per_second),
         f"decode {result.new_tokens} at {result.context}, tok/s": rate(result.decode_tokens_per_second),
         "read, GB/s": rate(result.read_gb_per_second),
-        f"of {result.memory_gb_per_second:.0f} GB/s": share,
+        "of the memory" if result.memory_gb_per_second is None else f"of {result.memory_gb_per_second:.0f} GB/s": share,
         "peak MB": f"{result.peak_memory_mb:.0f}",
         "load s": f"{result.load_seconds:.2f}",
     }

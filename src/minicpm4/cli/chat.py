@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from minicpm4.cli import options as o
-from minicpm4.cli.answering import answer, changed_params, loaded_llm
+from minicpm4.cli.answering import answer, changed_params, exit_if_interrupted, loaded_llm
 from minicpm4.cli.grouped import grouped
 from minicpm4.cli.terminal import read_line, say, warn
-from minicpm4.engine import LLM, LoadOptions, SamplingParams
+from minicpm4.engine import LLM, Completion, LoadOptions, SamplingParams
 from minicpm4.errors import MiniCPMError, RequestError
 
 System = Annotated[
@@ -49,7 +49,7 @@ def chat(
         if is_conversation:
             talk(conversation)
         else:
-            conversation.ask(question)
+            exit_if_interrupted(conversation.ask(question))
 
 
 @dataclass
@@ -63,12 +63,13 @@ class Conversation:
     as_json: bool = False
     turns: list[Mapping[str, str]] = field(default_factory=list)
 
-    def ask(self, question: str) -> None:
+    def ask(self, question: str) -> Completion:
         """Answers on standard output; the question is forgotten again where it cannot be answered."""
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
         asked = [*self.turns, {"role": "user", "content": question}]
         completion = answer(self.llm, self.llm.stream([*head, *asked], self.params, variables=self.variables), as_json=self.as_json)
         self.turns = [*asked, {"role": "assistant", "content": completion.text}]
+        return completion
 
     def reset(self) -> None:
         self.turns = []

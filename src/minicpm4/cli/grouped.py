@@ -18,6 +18,8 @@ def grouped(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Cal
         own = inspect.signature(command, eval_str=True).parameters
         parts = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
         everything = {name: parameter for name, parameter in own.items() if name not in groups}
+        names = [*everything, *(flag for parameters in parts.values() for flag in parameters)]
+        assert len(names) == len(set(names)), f"{command.__name__}: an option is in two groups"
         for parameters in parts.values():
             everything |= parameters
 

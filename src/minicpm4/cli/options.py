@@ -1,6 +1,6 @@
 """Options that commands share, each declared once, and how groups of them become the configs of the layers below.
 
-Every option can be set by an environment variable, MINICPM4_ and its long name; a flag wins over it.
+Every option but --version and --help can be set by an environment variable, MINICPM4_ and its long name; a flag wins over it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
-from minicpm4.engine import LoadOptions
+from minicpm4.engine import LoadOptions, SamplingParams
 from minicpm4.errors import RequestError
+from minicpm4.hardware import setting
+
+PREFIX = "MINICPM4_"
 
 
 def option(*names: str, help: str, metavar: str | None = None) -> Any:
     """An option that also reads MINICPM4_<LONG NAME>."""
     long = next(name for name in names if name.startswith("--")).split("/")[0]
-    return typer.Option(*names, help=help, metavar=metavar, envvar="MINICPM4_" + long[2:].replace("-", "_").upper())
+    return typer.Option(*names, help=help, metavar=metavar, envvar=PREFIX + long[2:].replace("-", "_").upper())
 
 
 Model = Annotated[str, option("-m", "--model", help="A folder, a .gguf file, a hub id (owner/name), or 'default'.")]
+ModelArgument = Annotated[str, typer.Argument(help="'default', or a hub id (owner/name).", envvar=f"{PREFIX}MODEL")]
 Revision = Annotated[str | None, option("--revision", help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, option("--offline", help="Use what is on disk; never the network.")]
 ExecutorName = Annotated[str, option("--executor", help="native, reference or torch.")]
@@ -28,7 +32,7 @@ Context = Annotated[int | None, option("-c", "--ctx-size", help="Tokens of conte
 Threads = Annotated[int | None, option("-t", "--threads", help="CPU threads; one a core by default.")]
 Isa = Annotated[str | None, option("--isa", help="Instruction set of the native executor; the best one by default.")]
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
-KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16 or f32 (torch: also bf16).")]
+KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32 or int8 (not in torch).")]
 Device = Annotated[str, option("--device", help="cpu or cuda (torch).")]
 AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of text.")]
 
@@ -42,7 +46,10 @@ Seed = Annotated[int | None, option("--seed", help="The same seed gives the same
 RepeatPenalty = Annotated[float | None, option("--repeat-penalty", help="More than 1 makes tokens seen before less likely.")]
 PresencePenalty = Annotated[float | None, option("--presence-penalty", help="Subtracted from tokens that the answer holds.")]
 FrequencyPenalty = Annotated[float | None, option("--frequency-penalty", help="Subtracted for each time that the answer holds a token.")]
-Stop = Annotated[list[str] | None, option("--stop", help="Stop before this text; may be given several times.", metavar="TEXT")]
+Stop = Annotated[
+    list[str] | None,  # the variable is read here, line by line: typer would split it at every space
+    typer.Option("--stop", help=f"Stop before this text; may be given several times, or one a line in {PREFIX}STOP.", metavar="TEXT"),
+]
 AddBos = Annotated[
     bool | None, option("--add-bos/--no-add-bos", help="Start with the BOS token; by default as the model's tokenizer does.")
 ]
@@ -87,20 +94,28 @@ def sampling_changes(
     frequency_penalty: FrequencyPenalty = None,
     stop: Stop = None,
 ) -> dict[str, Any]:
-    """The group of options that change the model's own SamplingParams: the fields that were given."""
-    given = {
-        "max_tokens": max_tokens,
-        "temperature": temp,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seed": seed,
-        "repetition_penalty": repeat_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "stop": tuple(stop) if stop else None,
+    """The group of options that change the model's own SamplingParams: the fields that were given. Wrong usage where one cannot be."""
+    given: dict[str, dict[str, Any]] = {
+        "--max-tokens": {"max_tokens": max_tokens},
+        "--temp": {"temperature": temp},
+        "--top-k": {"top_k": top_k},
+        "--top-p": {"top_p": top_p},
+        "--min-p": {"min_p": min_p},
+        "--seed": {"seed": seed},
+        "--repeat-penalty": {"repetition_penalty": repeat_penalty},
+        "--presence-penalty": {"presence_penalty": presence_penalty},
+        "--frequency-penalty": {"frequency_penalty": frequency_penalty},
+        "--stop": {"stop": stop or [line for line in (setting("stop") or "").splitlines() if line] or None},
     }
-    return {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {}
+    for flag, change in given.items():
+        known = {field: value for field, value in change.items() if value is not None}
+        try:
+            SamplingParams(**known)
+        except RequestError as error:
+            raise typer.BadParameter(error.message, param_hint=flag) from error
+        changes |= known
+    return changes
 
 
 def read_prompt(prompt: str | None) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from minicpm4.checkpoint import open_checkpoint, resolve
 from minicpm4.cli import options as o
 from minicpm4.cli.terminal import say, transfer_bar, write
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="'default', or a hub id (owner/name).")] = "default",
+    model: o.ModelArgument = "default",
     revision: o.Revision = None,
     offline: o.Offline = False,
 ) -> None:

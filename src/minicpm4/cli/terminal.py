@@ -13,6 +13,7 @@ from minicpm4.engine import Completion
 from minicpm4.errors import MiniCPMError
 from minicpm4.hardware import Choice
 
+EXIT_INTERRUPTED = 130
 notes = Console(stderr=True, highlight=False)
 output = Console(highlight=False, soft_wrap=True)
 

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from minicpm4.errors import UnsupportedError
 from minicpm4.executors import capabilities_of
 from minicpm4.hardware import cpu_name
 
 
 def show_version(is_wanted: bool) -> None:
     if is_wanted:
-        isas = ", ".join(sorted(isa for isa in capabilities_of("native").isas if isa))
+        try:
+            isas = ", ".join(sorted(isa for isa in capabilities_of("native").isas if isa))
+        except UnsupportedError:
+            isas = "cannot be loaded, see minicpm4 doctor"
         typer.echo(f"minicpm4 {version('minicpm4')} (native: {isas}; {cpu_name()})")
         raise typer.Exit
 

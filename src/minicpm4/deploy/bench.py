@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,11 +18,10 @@ from statistics import median
 
 import numpy as np
 
-from minicpm4 import _native
 from minicpm4.deploy.subject import Subject
 from minicpm4.engine import LoadOptions, resolve_options
-from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.executors import Executor, ExecutorOptions, create_executor, kv_bytes_per_token
+from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
+from minicpm4.executors import Executor, ExecutorOptions, create_executor, executor_module, kv_bytes_per_token
 from minicpm4.hardware import cpu_name, peak_memory
 from minicpm4.model import ModelConfig, pages_for, single_step
 
@@ -57,6 +57,7 @@ class BenchOptions:
 class BenchResult:
     """Rates are tokens a second, None where not measured; bytes are those that decoding one token reads.
 
+    memory_gb_per_second, bandwidth_share: of this machine's memory, None where the executor runs on another device.
     raw: the samples behind the medians. recipe: what is needed to run it again.
     """
 
@@ -75,7 +76,7 @@ class BenchResult:
     weight_bytes_per_token: int
     kv_bytes_per_token: int
     read_gb_per_second: float | None
-    memory_gb_per_second: float
+    memory_gb_per_second: float | None
     bandwidth_share: float | None
     peak_memory_mb: float
     load_seconds: float
@@ -110,10 +111,12 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
             f"the run needs {options.num_tokens} tokens of context, there are {min(context_length, subject.config.context_length)}",
             hint="raise -c, or lower --context, --prefill or --decode",
         )
-    executor_options, _ = resolve_options(load, subject.config, context_length=context_length, num_pages=pages_for(context_length))
+    executor_options, _ = resolve_options(
+        load, subject.config, context_length=context_length, num_pages=pages_for(context_length), formats=subject.formats
+    )
     samples = measure(subject, load.executor, executor_options, options=options, progress=progress)
     progress("measuring the memory")
-    memory_rate = memory_bandwidth(executor_options.threads) / 1e9
+    memory_rate = memory_bandwidth(executor_options.threads) if executor_options.device == "cpu" else None
     kv_bytes = kv_bytes_per_token(subject.config, executor_options.kv_format) * (options.context + options.decode // 2)
     decode_rate = 1 / median(samples.decode) if samples.decode else None
     read_rate = decode_rate * (samples.weight_bytes + kv_bytes) / 1e9 if decode_rate else None
@@ -133,12 +136,12 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         weight_bytes_per_token=samples.weight_bytes,
         kv_bytes_per_token=kv_bytes,
         read_gb_per_second=read_rate,
-        memory_gb_per_second=memory_rate,
-        bandwidth_share=read_rate / memory_rate if read_rate else None,
+        memory_gb_per_second=memory_rate / 1e9 if memory_rate else None,
+        bandwidth_share=1e9 * read_rate / memory_rate if read_rate and memory_rate else None,
         peak_memory_mb=samples.peak_bytes / 1e6,
         load_seconds=samples.load_seconds,
         raw={"prefill_seconds": samples.prefill, "decode_seconds_per_token": samples.decode},
-        recipe=recipe(load.executor, options, executor_options),
+        recipe=recipe(subject, load.executor, samples.isa, options=options, executor_options=executor_options),
     )
 
 
@@ -191,14 +194,25 @@ def measure_decode(runner: Executor, config: ModelConfig, *, options: BenchOptio
     return seconds
 
 
-def memory_bandwidth(threads: int) -> float:
-    """Bytes a second that so many threads read from memory: the best of several passes over 256 MB."""
-    return float(_native.read_bandwidth(_native.usable_isas()[0], _native.Team(threads), 256 << 20, 5))
+def memory_bandwidth(threads: int) -> float | None:
+    """Bytes a second that so many threads read from memory; None where the native executor, which measures it, cannot be loaded."""
+    try:
+        return float(executor_module("native").read_bandwidth(threads))
+    except UnsupportedError:
+        return None
 
 
-def recipe(executor: str, options: BenchOptions, executor_options: ExecutorOptions) -> dict[str, object]:
-    """What is needed to run it again."""
+def recipe(subject: Subject, executor: str, isa: str, *, options: BenchOptions, executor_options: ExecutorOptions) -> dict[str, object]:
+    """What is needed to run it again; command: the shell's words, with everything that was chosen spelled out."""
+    chosen = asdict(options) | asdict(executor_options) | ({"isa": isa} if executor == "native" else {})
+    flags = {"context_length": "ctx-size", "kv_format": "kv-format"}  # those that are not named as their fields
+    unsaid = ("num_pages", "max_step_tokens")  # they follow from the others
+    said = {flags.get(name, name): value for name, value in chosen.items() if name not in unsaid and value is not None}
+    words = [word for flag, value in said.items() for word in (f"--{flag}", str(value))]
     return {
+        "command": shlex.join(["minicpm4", "bench", *subject.flags, "--executor", executor, *words]),
+        "executor": executor,
+        "isa": isa,
         "machine": cpu_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -206,7 +220,7 @@ def recipe(executor: str, options: BenchOptions, executor_options: ExecutorOptio
         "minicpm4": version("minicpm4"),
         **({"torch": version("torch")} if executor == "torch" else {}),
         "commit": source_commit(),
-        "flags": asdict(options) | asdict(executor_options),
+        "flags": chosen,
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from minicpm4.checkpoint import open_checkpoint, resolve
-from minicpm4.deploy.random_weights import random_weights, shape_config
+from minicpm4.deploy.random_weights import SHAPES, random_weights, shape_config
 from minicpm4.engine import LoadOptions, LoadProgress
 from minicpm4.engine.load import watched_loader
 from minicpm4.executors import WeightLoader
@@ -16,12 +17,13 @@ from minicpm4.model import ModelConfig
 
 @dataclass(frozen=True)
 class Subject:
-    """formats: the storage formats that `weights` gives."""
+    """formats: the storage formats that `weights` gives. flags: the options of `minicpm4 bench` that name it."""
 
     name: str
     config: ModelConfig
     weights: WeightLoader
     formats: frozenset[str]
+    flags: tuple[str, ...]
 
 
 @contextmanager
@@ -30,11 +32,13 @@ def checkpoint_subject(load: LoadOptions, *, progress: LoadProgress | None = Non
     download = None if progress is None else lambda done, total: progress("downloading", done, total)
     path = resolve(load.model, revision=load.revision, offline=load.offline, progress=download)
     with open_checkpoint(path) as checkpoint:
-        yield Subject(checkpoint.name, checkpoint.config, watched_loader(checkpoint, progress), checkpoint.formats)
+        weights, flags = watched_loader(checkpoint, progress), ("--model", str(path.resolve()))
+        yield Subject(checkpoint.name, checkpoint.config, weights, checkpoint.formats, flags)
 
 
 def random_subject(shape: str, format_name: str, *, context_length: int, seed: int) -> Subject:
     """Random weights: shape is "0.5B", "8B", or the path of a config.json."""
     config = shape_config(shape, context_length=context_length)
     weights, formats = random_weights(config, format_name, seed=seed)
-    return Subject(f"random {shape} {format_name}", config, weights, formats)
+    flags = ("--random", shape if shape in SHAPES else str(Path(shape).resolve()), "--format", format_name)
+    return Subject(f"random {shape} {format_name}", config, weights, formats, flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from minicpm4.engine.engine import Event, FinishReason, Times
 from minicpm4.engine.params import SamplingParams
@@ -16,15 +17,16 @@ class Completion:
     """A finished answer.
 
     token_ids: all tokens that were chosen for it, without the one that ended it; text: theirs, up to a stop text.
-    logprobs: one for each token, None unless asked for. finish_reason: "stop", "length", or "cancelled" for a stream that
-    was closed. time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first
-    token; decode_seconds: from the first to the last.
+    logprobs: one for each token, None unless asked for. finish_reason: "stop", "length", "cancelled" for a stream that was
+    closed, or "error" for one of several answers in which the model computed what is not a number.
+    time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first token;
+    decode_seconds: from the first to the last.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None
-    finish_reason: str
+    finish_reason: FinishReason | Literal["cancelled"]
     prompt_tokens: int
     time_to_first_token: float
     prefill_seconds: float
@@ -65,11 +67,6 @@ class Answer:
         self._num_taken = len(self._pieces)
         return text
 
-    def check(self) -> None:
-        """CheckpointError where the model's arithmetic broke."""
-        if self.finish_reason == "error":
-            raise CheckpointError("the model computed logits that are not numbers", hint="check its files with: minicpm4 doctor -m MODEL")
-
     def completion(self) -> Completion:
         """The answer so far, which is the whole one once there is a finish_reason."""
         t = self._times
@@ -84,3 +81,9 @@ class Answer:
             prefill_seconds=first - (t.started or t.added),
             decode_seconds=newest - first,
         )
+
+
+def check_numbers(completion: Completion) -> None:
+    """CheckpointError where the model's arithmetic broke."""
+    if completion.finish_reason == "error":
+        raise CheckpointError("the model computed logits that are not numbers", hint="check its files with: minicpm4 doctor -m MODEL")

@@ -1,7 +1,5 @@
 """Runs requests on an executor, all of them together: token ids in, token ids out. Knows no text and no model's layers."""
 
-# R wanted rows, V vocabulary
-
 from __future__ import annotations
 
 import time
@@ -9,10 +7,8 @@ from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from minicpm4.engine.params import SamplingParams
-from minicpm4.engine.sampler import Sampler, TokenLogprobs
+from minicpm4.engine.sampler import ChosenToken, Sampler, TokenLogprobs
 from minicpm4.engine.scheduler import Part, Scheduler, Sequence, build_step
 from minicpm4.errors import CapacityError, RequestError
 from minicpm4.executors import Executor
@@ -88,10 +84,6 @@ class Engine:
         self._running: dict[int, Running] = {}
         self._next_request = 0
 
-    @property
-    def has_work(self) -> bool:
-        return self.scheduler.has_work
-
     def add(self, prompt: Sized[int], params: SamplingParams) -> int:
         """Queues a request and returns its number. RequestError, CapacityError where it could never run."""
         self._check(prompt, params)
@@ -129,16 +121,21 @@ class Engine:
             self.scheduler.remove(running.sequence)
 
     def step(self) -> list[Event]:
-        """Computes one step; an event for each request that got a token or ended. Empty where only parts of prompts ran."""
+        """Computes one step; an event for each request that got a token or ended. Empty where only parts of prompts ran.
+
+        A step that is interrupted, or fails, has changed nothing: the next one computes the same tokens into the same slots.
+        """
         parts = self.scheduler.plan()
         if not parts:
             return []
         self._note_start(parts)
-        logits_RV = self._executor.run(build_step(parts))
-        for part in parts:
-            part.sequence.num_cached += part.num_tokens
+        logits = self._executor.run(build_step(parts))
         complete = [part.sequence.request for part in parts if part.is_complete]
-        return [self._advance(request, row) for request, row in zip(complete, logits_RV, strict=True)]
+        choices = [self._running[request].sampler.choose(row) for request, row in zip(complete, logits, strict=True)]
+        events = [self._advance(request, choice) for request, choice in zip(complete, choices, strict=True)]
+        for part in parts:  # after the tokens: a running sequence always has something left to compute
+            part.sequence.num_cached += part.num_tokens
+        return events
 
     def _note_start(self, parts: list[Part]) -> None:
         now = time.perf_counter()
@@ -146,14 +143,15 @@ class Engine:
             times = self._running[part.sequence.request].times
             times.started = now if times.started is None else times.started
 
-    def _advance(self, request: int, logits_V: np.ndarray) -> Event:
+    def _advance(self, request: int, choice: ChosenToken | None) -> Event:
         running = self._running[request]
-        choice, times = running.sampler.choose(logits_V), running.times
+        times = running.times
         times.newest_token = time.perf_counter()
         times.first_token = times.newest_token if times.first_token is None else times.first_token
         if choice is None or choice.token in running.ending_tokens:
             self.cancel(request)
             return Event(request, None, None, "error" if choice is None else "stop", times)
+        running.sampler.accept(choice.token)
         running.sequence.tokens.append(choice.token)
         is_last = len(running.sequence.tokens) >= running.last_length
         if is_last:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, overload
 
-from minicpm4.engine.answer import Answer, Completion
+from minicpm4.engine.answer import Answer, Completion, check_numbers
 from minicpm4.engine.engine import Engine
 from minicpm4.engine.load import LoadedModel, LoadOptions, LoadProgress, load_model
 from minicpm4.engine.params import SamplingParams
@@ -20,20 +23,21 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 class Stream(Iterator[str]):
     """Pieces of one answer as they become certain; never half a character, never part of a stop text.
 
-    Close it, or leave its `with`, to end the answer early. `completion` is the answer so far. CheckpointError where the model
-    computes what is not a number.
+    Close it, leave its `with`, or let go of it, to end the answer early. `completion` is the answer so far. CheckpointError
+    where the model computes what is not a number; RequestError for the rest of an answer whose LLM was closed.
     """
 
     def __init__(self, llm: LLM, request: int, answer: Answer) -> None:
         self._llm, self._request, self._answer = llm, request, answer
         self._is_stopping = False
+        weakref.finalize(self, llm.abandoned.append, request).atexit = False
 
     def __next__(self) -> str:
         while not (text := self._answer.take_text()):
             if self._is_stopping:
                 self.close()
             if not self._llm.advance(self._request):
-                self._answer.check()
+                check_numbers(self.completion)
                 raise StopIteration
         return text
 
@@ -63,6 +67,7 @@ class LLM:
 
     loaded: what the name led to: config, tokenizer, chat template, executor, memory plan, choices with their reasons.
     default_params: what the model's own generation_config.json asks for, used where a call gives no params.
+    abandoned: requests whose streams nobody holds any more; they end before the next step. For `Stream`.
     """
 
     def __init__(
@@ -110,6 +115,8 @@ class LLM:
         self.loaded, self.default_params = loaded, loaded.default_params
         self._engine: Engine | None = Engine(loaded.executor, loaded.limits)
         self._answers: dict[int, Answer] = {}
+        self.abandoned: deque[int] = deque()  # a finalizer may run anywhere, so it leaves a note and touches nothing else
+        self._process = os.getpid()
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None, *, add_bos: bool | None = None) -> Completion: ...
@@ -121,9 +128,11 @@ class LLM:
         """Continues raw text; a list runs as one batch.
 
         params: for all prompts, or one for each. add_bos: whether the BOS token goes first; None for the tokenizer's own habit.
+        Where the model computes what is not a number, a single prompt is a CheckpointError, and one of a list has the
+        finish_reason "error".
         """
-        if isinstance(prompts, str):
-            return self._complete([self.encode(prompts, add_bos=add_bos)], params, is_continuation=True)[0]
+        if not isinstance(prompts, list | tuple):
+            return self._complete_one(self.encode(prompts, add_bos=add_bos), params, is_continuation=True)
         return self._complete([self.encode(prompt, add_bos=add_bos) for prompt in prompts], params, is_continuation=True)
 
     @overload
@@ -140,12 +149,13 @@ class LLM:
         """Answers a conversation, or a list of them as one batch, through the checkpoint's chat template.
 
         A message is {"role": ..., "content": ...}. variables: what else the template reads, such as enable_thinking.
+        Errors are those of `generate`.
         """
         if not messages:
             raise RequestError("there are no messages", hint='give at least [{"role": "user", "content": "..."}]')
-        if isinstance(messages[0], Mapping):
-            return self._complete([self.encode_messages(messages, variables)], params)[0]  # type: ignore[arg-type]
-        return self._complete([self.encode_messages(m, variables) for m in messages], params)  # type: ignore[arg-type]
+        if not isinstance(messages, list | tuple) or isinstance(messages[0], Mapping):
+            return self._complete_one(self.encode_messages(messages, variables), params)  # type: ignore[arg-type]
+        return self._complete([self.encode_messages(m, variables) for m in messages], params)
 
     def stream(
         self,
@@ -157,7 +167,7 @@ class LLM:
     ) -> Stream:
         """One answer piece by piece: of raw text where prompt is a str, of a conversation where it is messages."""
         ids = self.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else self.encode_messages(prompt, variables)
-        chosen = self.default_params if params is None else params
+        [chosen] = self._params_for(1, params)
         request = self._start(ids, chosen, is_continuation=isinstance(prompt, str))
         return Stream(self, request, self._answers[request])
 
@@ -185,11 +195,13 @@ class LLM:
                 f"the conversation has {len(ids)} tokens, max_length is {max_length}", hint="raise max_length, or start anew"
             )
         params = SamplingParams(max_tokens=room, temperature=temperature if do_sample else 0.0, top_p=top_p, seed=seed)
-        response = self._complete([ids], params)[0].text
+        response = self._complete_one(ids, params).text
         return response, [*turns, {"role": "assistant", "content": response}]
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of raw text, in which a control token's text stands for the token."""
+        if not isinstance(text, str):
+            raise RequestError(f"the prompt is {text!r:.80}, expected text", hint="give a str, or a list of them; chat takes messages")
         return self.loaded.tokenizer.encode(text, add_bos=add_bos, parses_special=True)
 
     def encode_messages(self, messages: Sequence[Message], variables: Message | None = None) -> list[int]:
@@ -200,8 +212,8 @@ class LLM:
         """Frees the weights, the cache and the threads."""
         if self._engine is not None:
             self._engine = None
-            self._answers.clear()
-            self.loaded.executor.close()
+            if os.getpid() == self._process:  # a forked process has none of the threads that closing would wait for
+                self.loaded.executor.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -229,6 +241,13 @@ class LLM:
     def _open_engine(self) -> Engine:
         if self._engine is None:
             raise RequestError("this LLM was closed", hint="make a new one")
+        if os.getpid() != self._process:
+            raise RequestError(
+                "this LLM was made in another process, whose threads are not in this one",
+                hint="make it in the process that uses it; with multiprocessing, also choose the start method 'spawn'",
+            )
+        while self.abandoned:
+            self.forget(self.abandoned.popleft())
         return self._engine
 
     def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> int:
@@ -236,12 +255,24 @@ class LLM:
         self._answers[request] = Answer(self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation)
         return request
 
+    def _complete_one(self, prompt: Sequence[int], params: Params, *, is_continuation: bool = False) -> Completion:
+        [completion] = self._complete([prompt], params, is_continuation=is_continuation)
+        check_numbers(completion)
+        return completion
+
+    def _params_for(self, num_prompts: int, params: Params) -> list[SamplingParams]:
+        """Those of each prompt. RequestError for what is none, or for another number of them."""
+        chosen = self.default_params if params is None else params
+        all_params = [chosen] * num_prompts if isinstance(chosen, SamplingParams) else chosen
+        if not isinstance(all_params, list | tuple) or not all(isinstance(one, SamplingParams) for one in all_params):
+            raise RequestError(f"params is {params!r:.80}, expected SamplingParams", hint="write SamplingParams(max_tokens=100)")
+        if len(all_params) != num_prompts:
+            raise RequestError(f"there are {num_prompts} prompts and {len(all_params)} params", hint="give one for all, or one for each")
+        return list(all_params)
+
     def _complete(self, prompts: Sequence[Sequence[int]], params: Params, *, is_continuation: bool = False) -> list[Completion]:
         """Runs prompts together to their ends."""
-        chosen = self.default_params if params is None else params
-        all_params = [chosen] * len(prompts) if isinstance(chosen, SamplingParams) else list(chosen)
-        if len(all_params) != len(prompts):
-            raise RequestError(f"there are {len(prompts)} prompts and {len(all_params)} params", hint="give one for all, or one for each")
+        all_params = self._params_for(len(prompts), params)
         requests: list[int] = []
         try:
             for prompt, one in zip(prompts, all_params, strict=True):
@@ -250,8 +281,6 @@ class LLM:
             for request in requests:
                 while self.advance(request):
                     pass
-            for answer in answers:
-                answer.check()
             return [answer.completion() for answer in answers]
         finally:
             for request in requests:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
@@ -17,6 +17,7 @@ from minicpm4.errors import ConfigError
 from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
 from minicpm4.hardware import Choice, num_cores
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.quant import KV_FORMATS
 from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer, template_of_folder, template_of_gguf
 
 LoadProgress = Callable[[str, int, int], None]
@@ -33,9 +34,10 @@ class LoadOptions:
     executor: "native", "reference" or "torch". context_length: the most tokens of a sequence; None for the model's own, or
     what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
     one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
-    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: "f16", "f32", and "bf16" for
-    torch. device: "cpu" or "cuda". space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each
-    piece of text, as llama.cpp does; None for what the file says.
+    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
+    stored: "f16", "bf16", "f32", "int8" (half the memory of f16, for a little quality; not in torch). device: "cpu" or "cuda".
+    space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
+    for what the file says.
     """
 
     model: str = "default"
@@ -54,8 +56,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ConfigError(f"threads is {self.threads}, expected 1 to 1024", hint="leave it out for one a core")
-        if self.kv_format not in STORAGE_FORMATS or STORAGE_FORMATS[self.kv_format].block_elements != 1:
-            raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint="choose f16 or f32 (torch: also bf16)")
+        if self.kv_format not in KV_FORMATS:
+            raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join(KV_FORMATS)}")
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,16 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
             checkpoint,
             executor=options.executor,
             kv_format=options.kv_format,
+            device=options.device,
             context_length=options.context_length,
             cache_tokens=options.cache_tokens,
         )
         executor_options, choices = resolve_options(
-            options, checkpoint.config, context_length=memory.context_length, num_pages=memory.num_pages
+            options,
+            checkpoint.config,
+            context_length=memory.context_length,
+            num_pages=memory.num_pages,
+            formats=checkpoint.formats,
         )
         tokenizer, template = read_text_side(checkpoint, options.space_prefix)
         params, warnings = default_params(checkpoint.generation)
@@ -120,16 +127,25 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         memory=memory,
         executor=executor,
         choices=(*choices, *executor.choices),
-        warnings=(*checkpoint.warnings, *warnings),
+        warnings=(*checkpoint.warnings, *warnings, *sparse_warnings(config, memory.context_length)),
     )
 
 
+def sparse_warnings(config: ModelConfig, context_length: int) -> Iterator[str]:
+    if config.sparse is not None and context_length > config.sparse.dense_len:
+        threshold = config.sparse.dense_len
+        yield f"attention is dense so far: InfLLM v2, which the model's config asks for beyond {threshold} tokens, is not run yet"
+
+
 def resolve_options(
-    options: LoadOptions, config: ModelConfig, *, context_length: int, num_pages: int
+    options: LoadOptions, config: ModelConfig, *, context_length: int, num_pages: int, formats: Iterable[str] | None = None
 ) -> tuple[ExecutorOptions, tuple[Choice, ...]]:
-    """The executor's options, all concrete, and the choices that were made for it."""
+    """The executor's options, all concrete, and the choices that were made for it.
+
+    formats: the storage formats of the weights; None where some are taken to be quantized.
+    """
     threads = num_cores() if options.threads is None else options.threads
-    activations = choose_activations(options, config)
+    activations = choose_activations(options, config, formats)
     resolved = ExecutorOptions(
         context_length=context_length,
         num_pages=num_pages,
@@ -144,7 +160,7 @@ def resolve_options(
     return resolved, (chosen, Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"), activations)
 
 
-def choose_activations(options: LoadOptions, config: ModelConfig) -> Choice:
+def choose_activations(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
     """What quantized weights are multiplied with.
 
     Eight bits cost a small model answers: SmolLM2-135M's logits move by 0.4 on average, which turns near-ties. Sixteen bits move
@@ -155,6 +171,8 @@ def choose_activations(options: LoadOptions, config: ModelConfig) -> Choice:
         return Choice(what, options.activations, "asked for")
     if "int8" not in capabilities_of(options.executor).activations or options.executor == "reference":
         return Choice(what, "f32", "the executor computes in floats")
+    if formats is not None and all(STORAGE_FORMATS[name].is_dense for name in formats):
+        return Choice(what, "f32", "nothing is quantized")
     if config.hidden_size < SMALL_HIDDEN_SIZE:
         return Choice(what, "int16", "eight bits show in the answers of a model this small")
     return Choice(what, "int8", "fast, and exact enough for a model of this size")

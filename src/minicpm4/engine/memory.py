@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from minicpm4.checkpoint import Checkpoint
 from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.executors import capabilities_of, kv_bytes_per_token
-from minicpm4.hardware import available_memory
+from minicpm4.executors import executor_module, kv_bytes_per_token
 from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for
 
-SPARE = 256 << 20  # for everything else: the program itself, activations, logits
+SPARE = 256 << 20  # kept free for the rest: a step's activations (512 tokens of MiniCPM4-8B take 100 MB), logits (0.3 MB each), Python
 MIN_CONTEXT = 512  # a context shorter than this is not chosen for the user
 
 
@@ -19,7 +17,8 @@ MIN_CONTEXT = 512  # a context shorter than this is not chosen for the user
 class MemoryPlan:
     """weight_bytes: the weights as the executor keeps them. kv_bytes: of a cache that holds cache_tokens.
 
-    context_length: the most tokens of one sequence, and why it is what it is. available: bytes free now, None where unknown.
+    context_length: the most tokens of one sequence, and why it is what it is. available: bytes free now on the device, None
+    where unknown; SPARE of them are left to activations, logits and the program itself.
     """
 
     weight_bytes: int
@@ -36,20 +35,30 @@ class MemoryPlan:
     def __str__(self) -> str:
         free = "unknown" if self.available is None else f"{self.available / 1e9:.2f} GB"
         return (
-            f"weights {self.weight_bytes / 1e6:.0f} MB + cache {self.kv_bytes / 1e6:.0f} MB for {self.cache_tokens} tokens, {free} free; "
+            f"weights {self.weight_bytes / 1e6:.0f} MB + cache {self.kv_bytes / 1e6:.0f} MB for {self.cache_tokens} tokens "
+            f"+ {SPARE / 1e6:.0f} MB for the rest, {free} free; "
             f"context {self.context_length} ({self.context_reason})"
         )
 
 
 def plan_memory(
-    checkpoint: Checkpoint, *, executor: str, kv_format: str, context_length: int | None = None, cache_tokens: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    executor: str,
+    kv_format: str,
+    device: str = "cpu",
+    context_length: int | None = None,
+    cache_tokens: int | None = None,
 ) -> MemoryPlan:
     """The plan for these wishes; None means the model's own context, or as much of it as fits, and a cache of one context.
 
-    ConfigError for sizes that cannot be; CapacityError where the plan does not fit the memory that is free, with the numbers.
+    ConfigError for sizes that cannot be; CapacityError where the plan does not fit the device's free memory, with the numbers;
+    UnsupportedError where the executor or the device is not there to be asked.
     """
     config, token_bytes = checkpoint.config, kv_bytes_per_token(checkpoint.config, kv_format)
-    weight_bytes, available = weight_memory(checkpoint, executor), available_memory()
+    module = executor_module(executor)
+    weight_bytes = sum(module.weight_bytes(info.format, info.shape) for info in checkpoint.tensors.values())
+    available = module.free_memory(device)
     room = None if available is None else max(0, available - weight_bytes - SPARE) // token_bytes
     context, reason = choose_context(config, asked=context_length, cache_tokens=cache_tokens, room=room)
     tokens = max(PAGE_TOKENS, context if cache_tokens is None else cache_tokens)
@@ -73,9 +82,3 @@ def choose_context(config: ModelConfig, *, asked: int | None, cache_tokens: int 
     if room is not None and cache_tokens is None and MIN_CONTEXT <= room < config.context_length:
         return room // PAGE_TOKENS * PAGE_TOKENS, f"as much of the model's {config.context_length} as the memory holds"
     return config.context_length, "the model's own"
-
-
-def weight_memory(checkpoint: Checkpoint, executor: str) -> int:
-    if capabilities_of(executor).keeps_weights_packed:
-        return sum(info.nbytes for info in checkpoint.tensors.values())
-    return sum(4 * math.prod(info.shape) for info in checkpoint.tensors.values())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 from minicpm4.errors import RequestError
@@ -47,8 +48,12 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop", as_tuple("stop", (self.stop,) if isinstance(self.stop, str) else self.stop))
+        object.__setattr__(self, "stop_token_ids", as_tuple("stop_token_ids", self.stop_token_ids))
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError(
+                f"logit_bias is {self.logit_bias!r:.80}, expected an object", hint="give a bias for each token id: {42: -1.5}"
+            )
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         check_number("max_tokens", self.max_tokens, (1, 1 << 31), is_whole=True, is_optional=True)
         check_number("temperature", self.temperature, (0, 100))
@@ -81,6 +86,13 @@ class SamplingParams:
         return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
+def as_tuple(name: str, values: object) -> tuple[Any, ...]:
+    """RequestError unless there are values to take one by one."""
+    if not isinstance(values, Iterable):
+        raise RequestError(f"{name} is {values!r:.80}, expected a list", hint=f"correct {name}")
+    return tuple(values)
+
+
 def check_number(
     name: str,
     value: object,
@@ -90,14 +102,17 @@ def check_number(
     is_optional: bool = False,
     excludes_low: bool = False,
 ) -> None:
-    """RequestError unless the value is a number from the first to the second of `within`, above the first where that is excluded."""
+    """RequestError unless the value is a number from the first to the second of `within`, above the first where that is excluded.
+
+    numpy's numbers count as such.
+    """
     low, high = within
     if value is None and is_optional:
         return
-    is_number = isinstance(value, int) if is_whole else isinstance(value, int | float)
-    is_number = is_number and not isinstance(value, bool)
-    if is_number and low <= value <= high and not (excludes_low and value == low):  # type: ignore[operator]  # false for NaN
-        return
+    if isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if low <= number <= high and not (excludes_low and number == low):  # false for NaN
+            return
     kind = "a whole number" if is_whole else "a number"
     span = f"above {low:g} and at most {high:g}" if excludes_low else f"from {low:g} to {high:g}"
     raise RequestError(f"{name} is {value!r:.80}, expected {kind} {span}", hint=f"correct {name}")

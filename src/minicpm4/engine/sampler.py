@@ -25,7 +25,7 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenToken:
     """A chosen token; logprobs where the request asked for them."""
 
     token: int
@@ -33,25 +33,31 @@ class Choice:
 
 
 class Sampler:
-    """Chooses the tokens of one request, one after the other; remembers what it chose, for the penalties."""
+    """Chooses the tokens of one request. `choose` changes nothing, so that an interrupted step can be computed again; `accept`
+    goes on to the next token, and remembers this one for the penalties."""
 
     def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
         self._params = params
         self._random = np.random.default_rng(params.seed)
+        self._next_number = self._random.random()
         self._seen = set(prompt) if params.repetition_penalty != 1 else set[int]()
         self._chosen: Counter[int] = Counter()
 
-    def choose(self, logits_V: np.ndarray) -> Choice | None:
+    def choose(self, logits_V: np.ndarray) -> ChosenToken | None:
         """The next token; None where the logits hold no largest number, because the model's arithmetic broke."""
         p = self._params
         if not np.isfinite(logits_V.max()):
             return None
         edited_V = self._edit(logits_V) if p.changes_logits else logits_V
         token = int(edited_V.argmax()) if p.temperature == 0 else self._draw(edited_V)
-        if p.changes_logits:
+        return ChosenToken(token, None if p.logprobs is None else logprobs_of(logits_V, token, p.logprobs))
+
+    def accept(self, token: int) -> None:
+        """The token was taken; the next call of `choose` is for the one after it."""
+        self._next_number = self._random.random()
+        if self._params.changes_logits:
             self._chosen[token] += 1
             self._seen.add(token)
-        return Choice(token, None if p.logprobs is None else logprobs_of(logits_V, token, p.logprobs))
 
     def _edit(self, logits_V: np.ndarray) -> np.ndarray:
         p, edited = self._params, logits_V.copy()
@@ -68,10 +74,11 @@ class Sampler:
     def _draw(self, logits_V: np.ndarray) -> int:
         """One random number against the cumulated probabilities of the candidates, the likeliest first."""
         p = self._params
-        weights_V = np.exp((logits_V - logits_V.max()) / np.float32(p.temperature), dtype=np.float64)
+        with np.errstate(over="ignore"):  # the coldest temperatures give -inf, whose weight is 0
+            weights_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / p.temperature)
         candidates_C = likeliest(weights_V, p)
         cumulated_C = np.cumsum(weights_V[candidates_C])
-        return int(candidates_C[np.searchsorted(cumulated_C, self._random.random() * cumulated_C[-1], side="right")])
+        return int(candidates_C[np.searchsorted(cumulated_C, self._next_number * cumulated_C[-1], side="right")])
 
 
 def likeliest(weights_V: np.ndarray, params: SamplingParams) -> np.ndarray:

@@ -111,6 +111,7 @@ class Scheduler:
 
 def build_step(parts: Sized[Part]) -> Step:
     """The step that computes these parts; the logits of complete parts are wanted, in order."""
+    assert all(part.num_tokens > 0 for part in parts), "a part computes at least one token"
     counts = np.array([part.num_tokens for part in parts], np.int32)
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     firsts = np.array([part.sequence.num_cached for part in parts], np.int32)

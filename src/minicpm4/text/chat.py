@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minicpm4.errors import CheckpointError, RequestError
-from minicpm4.text.chat_template import ChatTemplate
+from minicpm4.text.chat_template import ChatTemplate, check_messages
 from minicpm4.text.tokenizer import Tokenizer, any_of
 
 NONCHARACTERS = [*map(chr, range(0xFDD0, 0xFDF0)), *(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))]
@@ -29,21 +29,41 @@ def encode_chat(
 ) -> list[int]:
     """The ids of a chat; the arguments are those of `ChatTemplate.render` and `Tokenizer.encode`, and so are the errors.
 
-    No string in messages, tools or variables becomes a control token. CheckpointError for a model without a template.
+    No string in messages, tools or variables becomes a control token. CheckpointError for a model without a template,
+    RequestError for a message without text (see `with_plain_content`).
     """
     if template is None:
-        raise CheckpointError(
-            "this model has no chat template", hint="complete plain text (generate, or --no-template), or name a model that has one"
-        )
+        raise CheckpointError("this model has no chat template", hint="complete plain text with generate, or name a model that has one")
+    check_messages(messages, variables)
     disguise = Disguise(tokenizer.special_tokens, strings_in([messages, tools, variables]))
     text = template.render(
-        disguise.put_on(messages),
+        [disguise.put_on(with_plain_content(message)) for message in messages],
         tools=disguise.put_on(tools),
         add_generation_prompt=add_generation_prompt,
         variables=disguise.put_on(variables),
     )
     parts = tokenizer.split(text, parses_special=True)
     return tokenizer.encode_parts([disguise.take_off(part) if isinstance(part, str) else part for part in parts], add_bos=add_bos)
+
+
+def with_plain_content(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its content as one text, which is all that most templates can print; parts of type text are joined.
+
+    Content may be missing, or None, beside tool calls. RequestError for other content.
+    """
+    content = message.get("content")
+    if isinstance(content, list | tuple) and all(is_text_part(part) for part in content):
+        return {**message, "content": "".join(part["text"] for part in content)}
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise RequestError(
+            f"the content of a message is {content!r:.80}, expected text",
+            hint='give {"role": ..., "content": "..."}; parts of content must be {"type": "text", "text": "..."}',
+        )
+    return message
+
+
+def is_text_part(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 class Disguise:

@@ -72,7 +72,8 @@ class ChatTemplate:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None) -> None:
-    if not messages or isinstance(messages, str | Mapping) or not all(isinstance(message, Mapping) for message in messages):
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not is_list or not messages or not all(isinstance(message, Mapping) for message in messages):
         raise RequestError("a chat needs messages", hint="give a list of objects such as {'role': 'user', 'content': 'Hello'}")
     taken = [name for name in variables or () if name in OWN_NAMES]
     if taken:

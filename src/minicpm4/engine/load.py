@@ -163,8 +163,9 @@ def resolve_options(
 def choose_activations(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
     """What quantized weights are multiplied with.
 
-    Eight bits cost a small model answers: SmolLM2-135M's logits move by 0.4 on average, which turns near-ties. Sixteen bits move
-    them by less than 0.01; decoding waits for memory and is as fast, prompts take twice the time, of which a small model needs little.
+    Eight bits cost a small model answers: they move SmolLM2-135M's logits by 0.1 to 1, which turns near-ties. Sixteen bits leave
+    them where they were; decoding waits for memory and is as fast, prompts take 1.5 times as long, of which a small model needs
+    little (docs/lab_notes.md).
     """
     what = "activations"
     if options.activations != AUTO:

@@ -10,7 +10,7 @@
 namespace minicpm4 {
 namespace {
 
-constexpr int kColumnsPerTask = 128;    // of a product: few enough for the cache, and half as many tasks as 64, which is 5 % of a decoding step
+constexpr int kColumnsPerTask = 128;    // of a product: few enough for the cache; 64 makes a decoding step 5 % slower (docs/lab_notes.md)
 constexpr int kRowsPerTask = 128;
 constexpr int kAttendRowsPerTask = 32;  // (query, head) pairs that share a page's keys
 constexpr int kWideHead = 256;          // heads up to here fit the columns of a task
@@ -27,7 +27,7 @@ int divide_up(int n, int by) { return (n + by - 1) / by; }
 
 }  // namespace
 
-Program::Program(const Kernels& kernels, Team& team, const Options& options) 
+Program::Program(const Kernels& kernels, Team& team, const Options& options)
     : kernels_(kernels), team_(team), options_(options), task_columns_(columns_per_task(options.head_dim)) {
   const KvLayer shape = kv_layer(0);
   kv_ = Memory(shape.page_stride * options.num_pages, true);
@@ -97,9 +97,9 @@ void Program::add(const Instruction& instruction) {
   buffer.half_sums = Memory(cells / 16 * sizeof(float), false);
 }
 
-int Program::result_stride() const {
+int Program::result_buffer() const {
   const Job& job = phases_.back().jobs.back();
-  return static_cast<int>(buffers_[(job.tail.empty() ? job.products : job.tail).back().out].stride);
+  return (job.tail.empty() ? job.products : job.tail).back().out;
 }
 
 const float* Program::run(const StepView& step) {
@@ -111,8 +111,7 @@ const float* Program::run(const StepView& step) {
       team_.barrier().wait();
     }
   });
-  const Job& job = phases_.back().jobs.back();
-  return row((job.tail.empty() ? job.products : job.tail).back().out, 0);
+  return row(result_buffer(), 0);
 }
 
 void Program::run_phase(size_t index, const StepView& step, int member) {
@@ -186,11 +185,23 @@ Rows Program::rows_of(const Buffer& buffer) const {
   return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes()};
 }
 
+int Program::num_product_tasks(const Phase& phase, int row_tasks) {
+  int total = 0;
+  for (const Job& job : phase.jobs) total += job.num_column_tasks * row_tasks;
+  return total;
+}
+
+// The job that a task of the phase belongs to; `task` becomes its number in that job.
+const Program::Job& Program::job_of(const Phase& phase, int row_tasks, int* task) {
+  const Job* job = phase.jobs.data();
+  for (; *task >= job->num_column_tasks * row_tasks; ++job) *task -= job->num_column_tasks * row_tasks;
+  return *job;
+}
+
 // The first weights that a task of the phase reads.
 const uint8_t* Program::first_tiles(const Phase& phase, int row_tasks, int task) const {
-  const Job* job = phase.jobs.data();
-  for (; task >= job->num_column_tasks * row_tasks; ++job) task -= job->num_column_tasks * row_tasks;
-  return weights_[job->products.front().weight].tile(task / row_tasks * task_columns_ / kTileRows);
+  const Job& job = job_of(phase, row_tasks, &task);
+  return weights_[job.products.front().weight].tile(task / row_tasks * task_columns_ / kTileRows);
 }
 
 // What a member reads first in the next phase that has products.
@@ -198,8 +209,7 @@ const uint8_t* Program::first_tiles_after(size_t index, const StepView& step, in
   while (++index < phases_.size()) {
     const int row_tasks = divide_up(rows_of(phases_[index], step), kRowsPerTask);
     if (phases_[index].kind != PhaseKind::products || row_tasks == 0) continue;
-    int total = 0;
-    for (const Job& job : phases_[index].jobs) total += job.num_column_tasks * row_tasks;
+    const int total = num_product_tasks(phases_[index], row_tasks);
     return first_tiles(phases_[index], row_tasks, std::min(share_start(total, member), total - 1));
   }
   return weights_.front().data;
@@ -209,9 +219,7 @@ void Program::run_products(size_t index, const StepView& step, int member) {
   const Phase& phase = phases_[index];
   const int row_tasks = divide_up(rows_of(phase, step), kRowsPerTask);
   const uint8_t* after_all = first_tiles_after(index, step, member);
-  int total = 0;
-  for (const Job& job : phase.jobs) total += job.num_column_tasks * row_tasks;
-  take_tasks(index, total, member, [&](int task, int end) {
+  take_tasks(index, num_product_tasks(phase, row_tasks), member, [&](int task, int end) {
     run_product_task(phase, step, task, task + 1 < end ? first_tiles(phase, row_tasks, task + 1) : after_all);
   });
 }
@@ -219,18 +227,17 @@ void Program::run_products(size_t index, const StepView& step, int member) {
 // after: the weights that are read next.
 void Program::run_product_task(const Phase& phase, const StepView& step, int task, const uint8_t* after) {
   const int num_rows = rows_of(phase, step), row_tasks = divide_up(num_rows, kRowsPerTask);
-  const Job* job = phase.jobs.data();
-  for (; task >= job->num_column_tasks * row_tasks; ++job) task -= job->num_column_tasks * row_tasks;
+  const Job& job = job_of(phase, row_tasks, &task);
   const int first_column = task / row_tasks * task_columns_, first_row = task % row_tasks * kRowsPerTask, first_tile = first_column / kTileRows;
-  const Slice slice{first_row, std::min(first_row + kRowsPerTask, num_rows), first_column, std::min(first_column + task_columns_, job->columns)};
-  for (size_t i = 0; i < job->products.size(); ++i) {
-    const Instruction& in = job->products[i];
+  const Slice slice{first_row, std::min(first_row + kRowsPerTask, num_rows), first_column, std::min(first_column + task_columns_, job.columns)};
+  for (size_t i = 0; i < job.products.size(); ++i) {
+    const Instruction& in = job.products[i];
     Buffer& out = buffers_[in.out];
-    const uint8_t* next = i + 1 < job->products.size() ? weights_[job->products[i + 1].weight].tile(first_tile) : after;
+    const uint8_t* next = i + 1 < job.products.size() ? weights_[job.products[i + 1].weight].tile(first_tile) : after;
     kernels_.multiply(weights_[in.weight], first_tile, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
                       slice.last_row, out.values.as<float>(), out.stride, next);
   }
-  for (const Instruction& in : job->tail) apply(in, step, slice);
+  for (const Instruction& in : job.tail) apply(in, step, slice);
 }
 
 void Program::cut_queries(const StepView& step) {

@@ -69,7 +69,7 @@ class Program {
 
   // Runs one step; the result is the last instruction's buffer, [wanted][stride], valid until the next run.
   const float* run(const StepView& step);
-  int result_stride() const;
+  int result_stride() const { return static_cast<int>(buffers_[result_buffer()].stride); }
   size_t kv_bytes() const { return kv_.bytes(); }
   const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
@@ -111,6 +111,9 @@ class Program {
   int share_start(int num_tasks, int member) const { return static_cast<int>(static_cast<int64_t>(num_tasks) * member / team_.size()); }
   template <class Work>
   void take_tasks(size_t phase, int num_tasks, int member, Work work);
+  int result_buffer() const;
+  static int num_product_tasks(const Phase& phase, int row_tasks);
+  static const Job& job_of(const Phase& phase, int row_tasks, int* task);
   void run_products(size_t index, const StepView& step, int member);
   const uint8_t* first_tiles(const Phase& phase, int row_tasks, int task) const;
   const uint8_t* first_tiles_after(size_t index, const StepView& step, int member) const;

@@ -123,7 +123,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Computes one step; an event for each request that got a token or ended. Empty where only parts of prompts ran.
 
-        A step that is interrupted, or fails, has changed nothing: the next one computes the same tokens into the same slots.
+        A step that fails, or is interrupted while it computes or chooses, has changed nothing: the next one computes the same
+        tokens into the same slots. Later than that, tokens whose events were lost are computed again as part of their sequence.
         """
         parts = self.scheduler.plan()
         if not parts:

@@ -31,10 +31,9 @@ class ExecutorOptions:
     """What an executor is made for. Every field is concrete; "auto" was resolved before. ConfigError for sizes that cannot be.
 
     context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
-    max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one
-    of quant.KV_FORMATS.
-    threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized
-    weights are multiplied with. device: "cpu" or "cuda" (torch only).
+    max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one of quant.KV_FORMATS.
+    threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
+    are multiplied with. device: "cpu" or "cuda" (torch only).
     """
 
     context_length: int

@@ -3,32 +3,34 @@
 // instruction set. A row's result does not depend on which other rows are computed with it, nor on who computes its stretches.
 #pragma once
 
+#include "linear.h"
+
 namespace minicpm4::ISA {
 
-// How an element of the cache is read and written, by its format.
-struct F32Cache {
-  using Element = float;
-  static constexpr bool has_scales = false;
-  static f32x16 read(const Element* p) { return load(p); }
+// How an element of the cache is read and written, by its format. `pack` neighbours along the summed dimension (of keys: the head's,
+// of values: tokens) lie in one 32-bit lane; read<j> gives neighbour j of 16 lanes.
+template <class T, f32x16 (*load_lanes)(const T*)>
+struct FloatCache {
+  using Element = T;
+  static constexpr int pack = 1;
+  template <int j>
+  static f32x16 read(const T* p) { return load_lanes(p); }
+};
+struct F32Cache : FloatCache<float, load> {
   static void write(Element* p, float x) { *p = x; }
 };
-struct F16Cache {
-  using Element = uint16_t;
-  static constexpr bool has_scales = false;
-  static f32x16 read(const Element* p) { return load_f16(p); }
+struct F16Cache : FloatCache<uint16_t, load_f16> {
   static void write(Element* p, float x) { *p = f32_to_f16(x); }
 };
-struct Bf16Cache {
-  using Element = uint16_t;
-  static constexpr bool has_scales = false;
-  static f32x16 read(const Element* p) { return load_bf16(p); }
+struct Bf16Cache : FloatCache<uint16_t, load_bf16> {
   static void write(Element* p, float x) { *p = f32_to_bf16(x); }
 };
-struct Int8Cache {
-  using Element = int8_t;
-  static constexpr bool has_scales = true;
-  static f32x16 read(const Element* p) { return to_f32(widen_i8(p)); }
-  static void write(Element* p, float code) { *p = static_cast<int8_t>(code); }
+struct Int8Cache {  // codes plus 128
+  using Element = uint8_t;
+  static constexpr int pack = 4;
+  template <int j>
+  static f32x16 read(const Element* p) { return sub(byte_as_f32<j>(load_bytes(p)), broadcast(128.0f)); }
+  static void write(Element* p, float code) { *p = static_cast<uint8_t>(static_cast<int>(code) + 128); }
 };
 
 template <class F>
@@ -41,38 +43,47 @@ inline void with_cache(KvFormat format, F f) {
   }
 }
 
-// A partial result: weighted values, then the largest score and the sum of weights; see partial_floats.
+// Where an element lies in a head's part of a page.
+template <class Cache>
+inline size_t key_at(int d, int token) {
+  return (static_cast<size_t>(d / Cache::pack) * kPageTokens + token) * Cache::pack + d % Cache::pack;
+}
+template <class Cache>
+inline size_t value_at(int d, int token, int padded_dim) {
+  return (static_cast<size_t>(token / Cache::pack) * padded_dim + d) * Cache::pack + token % Cache::pack;
+}
+
+// A partial result: weighted values, sums of weights in 16 lanes, the largest score; see partial_floats. Scores are logarithms to base 2.
 struct Partial {
   float* sum;
   int dim;  // padded
 
-  float& maximum() const { return sum[dim]; }
-  float& total() const { return sum[dim + 1]; }
+  float* total_lanes() const { return sum + dim; }
+  float& maximum() const { return sum[dim + 16]; }
   void clear() const {
-    for (int d = 0; d < dim; d += 16) store(sum + d, broadcast(0.0f));
+    for (int d = 0; d < dim + 16; d += 16) store(sum + d, broadcast(0.0f));
     maximum() = -__builtin_inff();
-    total() = 0;
   }
 };
 
-inline float exp_of(float x) {
+inline float exp2_of(float x) {
   float lanes[16];
-  store(lanes, exp(broadcast(x)));
+  store(lanes, exp2(broadcast(x)));
   return lanes[0];
 }
 
 // into = into + more, both over keys of their own.
 inline void merge(const Partial& into, const Partial& more) {
   const float maximum = into.maximum() > more.maximum() ? into.maximum() : more.maximum();
-  const float keep = exp_of(into.maximum() - maximum), add_share = exp_of(more.maximum() - maximum);
-  for (int d = 0; d < into.dim; d += 16)
+  const float keep = exp2_of(into.maximum() - maximum), add_share = exp2_of(more.maximum() - maximum);
+  for (int d = 0; d < into.dim + 16; d += 16)
     store(into.sum + d, fma(load(more.sum + d), broadcast(add_share), mul(load(into.sum + d), broadcast(keep))));
-  into.total() = into.total() * keep + more.total() * add_share;
   into.maximum() = maximum;
 }
 
 inline void finish(const Partial& partial, int head_dim, float* out) {
-  for (int d = 0; d < head_dim; ++d) out[d] = partial.sum[d] / partial.total();
+  const float total = sum(load(partial.total_lanes()));
+  for (int d = 0; d < head_dim; ++d) out[d] = partial.sum[d] / total;
 }
 
 inline void merge_stretches(const float* partials, size_t stride, int count, int head_dim, float* out) {
@@ -82,9 +93,65 @@ inline void merge_stretches(const float* partials, size_t stride, int count, int
   finish(first, head_dim, out);
 }
 
+// Zeros follow the first n.
+inline f32x16 load_first(const float* p, int n) {
+  if (n >= 16) return load(p);
+  float lanes[16] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+// What a score is multiplied with; log2 e, so that weights are powers of 2.
+inline float score_scale(int head_dim) { return 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)); }
+
+// The scale of some values, and what turns them into codes up to `largest`. NaN if a value is not finite.
+inline float scale_of(const float* values, int count, float largest_code, float* inverse) {
+  f32x16 largest = broadcast(0.0f), broken = largest;
+  for (int i = 0; i < count; i += 16) {
+    const f32x16 x = load_first(values + i, count - i);
+    largest = max(largest, abs(x));
+    broken = add(broken, sub(x, x));
+  }
+  const float scale = max_lane(largest) / largest_code + sum(broken);
+  *inverse = scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f;
+  return scale;
+}
+
+// A query as codes of one scale: its score with a key is key scale * scale * (sum of products - bias). Of pairs that are scored together
+// the codes lie together, [head dim / 4][pairs of the task][4], so that one address reaches them all.
+struct QueryCode {
+  const int8_t *high, *low;
+  float scale, bias;
+};
+
+// The codes of all pairs of a task; their bytes lie behind `codes`.
+template <int terms>
+void code_queries(const KvLayer& layer, const AttendTask& task, int count, QueryCode* codes) {
+  const int dim = layer.padded_dim(), head_dim = layer.head_dim;
+  int8_t *high = reinterpret_cast<int8_t*>(codes + count), *low = terms == 2 ? high + static_cast<size_t>(count) * dim : nullptr;
+  for (int i = 0; i < count; ++i) {
+    const float* query = task.query(layer, i);
+    float inverse, sum_of_codes = 0;
+    const float scale = scale_of(query, head_dim, kLargestCode[terms - 1], &inverse);
+    for (int d = 0; d < dim; d += 16) {
+      const i32x16 code = round_i32(mul(load_first(query + d, head_dim - d), broadcast(inverse)));
+      int8_t bytes[2][16];
+      store_codes(code, bytes[0], low ? bytes[1] : nullptr);
+      for (int j = 0; j < 4; ++j) {
+        const size_t at = (static_cast<size_t>(d / 4 + j) * count + i) * 4;
+        std::memcpy(high + at, bytes[0] + 4 * j, 4);
+        if (low) std::memcpy(low + at, bytes[1] + 4 * j, 4);
+      }
+      sum_of_codes += static_cast<float>(sum(code));
+    }
+    codes[i] = {high + 4 * i, low ? low + 4 * i : nullptr, scale * score_scale(head_dim), kSignedBytes ? 0 : 128 * sum_of_codes};
+  }
+}
+
 // One (query, head) pair of a task on its way through the pages of a stretch.
 struct AttendRow {
   const float* query;
+  QueryCode code;  // of the query, where the arithmetic has codes
   Partial partial;
   int num_visible;  // tokens of the current page that this row sees
 };
@@ -98,147 +165,251 @@ struct PageData {
 
 constexpr int kVectors = kPageTokens / 16;  // vectors of scores in a page
 
-// Scores of `rows` rows against a page's keys, times `scale`; and asks for the next page's keys.
-template <int rows, class Cache>
-inline void score_page(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, float scale, const AttendRow* row, float (*scores)[kPageTokens]) {
-  for (int first = 0; first < kVectors; first += kScoreVectors) {
-    f32x16 score[rows][kScoreVectors];
-    for (auto& s : score) for (auto& v : s) v = broadcast(0.0f);
-    for (int d = 0; d < head_dim; ++d) {
-      const size_t at = static_cast<size_t>(d) * kPageTokens + 16 * first;
-      __builtin_prefetch(next.keys + at);
-      f32x16 key[kScoreVectors];
-      for (int j = 0; j < kScoreVectors; ++j) key[j] = Cache::read(page.keys + at + 16 * j);
-      for (int r = 0; r < rows; ++r) {
-        const f32x16 q = broadcast(row[r].query[d]);
-        for (int j = 0; j < kScoreVectors; ++j) score[r][j] = fma(q, key[j], score[r][j]);
-      }
-    }
-    for (int j = 0; j < kScoreVectors; ++j) {
-      f32x16 factor = broadcast(scale);
-      if constexpr (Cache::has_scales) factor = mul(factor, load(page.key_scales + 16 * (first + j)));
-      for (int r = 0; r < rows; ++r) store(scores[r] + 16 * (first + j), mul(score[r][j], factor));
-    }
-  }
-}
-
-// Turns scores into weights of the stored values in place; updates the row's maximum and total. Returns what its sum so far is
-// multiplied with. Scores of tokens that the row does not see are not looked at.
-template <class Cache>
-inline float weigh(const PageData<Cache>& page, const AttendRow& row, float* scores) {
+// Turns scores into weights in place; updates the row's maximum and total. Returns what its sum so far is multiplied with. Scores of
+// tokens that the row does not see are not looked at.
+template <bool is_whole>
+inline float weigh_tokens(const AttendRow& row, float* scores) {
   const f32x16 hidden = broadcast(-__builtin_inff()), zero = broadcast(0.0f);
+  const auto visible = [&](int j, f32x16 x, f32x16 rest) { return is_whole ? x : keep_first(row.num_visible - 16 * j, x, rest); };
   f32x16 best = hidden, total = zero;
-  for (int j = 0; j < kVectors; ++j) best = max(best, keep_first(row.num_visible - 16 * j, load(scores + 16 * j), hidden));
-  const float page_best = max_lane(best), before = row.partial.maximum(), maximum = page_best > before ? page_best : before;
-  for (int j = 0; j < kVectors; ++j) {
-    const f32x16 weight = keep_first(row.num_visible - 16 * j, exp(sub(load(scores + 16 * j), broadcast(maximum))), zero);
-    total = add(total, weight);
-    if constexpr (Cache::has_scales) store(scores + 16 * j, keep_first(row.num_visible - 16 * j, mul(weight, load(page.value_scales + 16 * j)), zero));
-    else store(scores + 16 * j, weight);
+  for (int j = 0; j < kVectors; ++j) best = max(best, visible(j, load(scores + 16 * j), hidden));
+  float& maximum = row.partial.maximum();
+  float decay = 1.0f;
+  if (any_above(best, broadcast(maximum))) {  // seldom: no lane is looked for otherwise
+    const float before = maximum;
+    maximum = max_lane(best);
+    decay = exp2_of(before - maximum);
   }
-  const float decay = maximum == before ? 1.0f : exp_of(before - maximum);
-  row.partial.maximum() = maximum;
-  row.partial.total() = row.partial.total() * decay + sum(total);
+  for (int j = 0; j < kVectors; ++j) {
+    const f32x16 weight = visible(j, exp2(sub(load(scores + 16 * j), broadcast(maximum))), zero);
+    total = add(total, weight);
+    store(scores + 16 * j, weight);
+  }
+  store(row.partial.total_lanes(), fma(load(row.partial.total_lanes()), broadcast(decay), total));
   return decay;
 }
 
-// sum = sum * decay + weights . values, over the page's first num_tokens tokens; and asks for the next page's values.
-template <int rows, class Cache>
-inline void add_values(const PageData<Cache>& page, const PageData<Cache>& next, int num_tokens, const AttendRow* row, const float (*weights)[kPageTokens], const float* decay) {
-  const int dim = row[0].partial.dim;
-  for (int d = 0; d < dim; d += 16) {
-    f32x16 acc[rows];
-    for (int r = 0; r < rows; ++r) acc[r] = mul(load(row[r].partial.sum + d), broadcast(decay[r]));
-    for (int t = 0; t < num_tokens; ++t) {
-      const size_t at = static_cast<size_t>(t) * dim + d;
-      __builtin_prefetch(next.values + at);
-      const f32x16 value = Cache::read(page.values + at);
-      for (int r = 0; r < rows; ++r) acc[r] = fma(broadcast(weights[r][t]), value, acc[r]);
-    }
-    for (int r = 0; r < rows; ++r) store(row[r].partial.sum + d, acc[r]);
-  }
+inline float weigh(const AttendRow& row, float* scores) {
+  if (row.num_visible >= kPageTokens) return weigh_tokens<true>(row, scores);
+  if (row.num_visible > 0) return weigh_tokens<false>(row, scores);
+  for (int j = 0; j < kVectors; ++j) store(scores + 16 * j, broadcast(0.0f));
+  return 1.0f;
 }
 
-template <int rows, class Cache>
-void attend_page(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, const AttendRow* row) {
+// Scores and weighted values in float32, from whatever the cache holds.
+template <class CacheFormat>
+struct FloatMath {
+  using Cache = CacheFormat;
+  static constexpr int code_bytes = 0;
+  static constexpr bool has_scales = Cache::pack > 1;
+
+  // Scores of `rows` rows against a page's keys; and asks for the next page's keys.
+  template <int rows>
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float (*scores)[kPageTokens]) {
+    for (int first = 0; first < kVectors; first += kScoreVectors) {
+      f32x16 score[rows][kScoreVectors];
+      for (auto& s : score) for (auto& v : s) v = broadcast(0.0f);
+      for (int d = 0; d < head_dim; d += Cache::pack) {
+        const size_t at = key_at<Cache>(d, 16 * first);
+        __builtin_prefetch(next.keys + at);
+        unroll<Cache::pack>([&](auto i) {
+          if (d + i >= head_dim) return;
+          f32x16 key[kScoreVectors];
+          for (int j = 0; j < kScoreVectors; ++j) key[j] = Cache::template read<i>(page.keys + at + 16 * Cache::pack * j);
+          for (int r = 0; r < rows; ++r) {
+            const f32x16 q = broadcast(row[r].query[d + i]);
+            for (int j = 0; j < kScoreVectors; ++j) score[r][j] = fma(q, key[j], score[r][j]);
+          }
+        });
+      }
+      for (int j = 0; j < kScoreVectors; ++j) {
+        f32x16 factor = broadcast(score_scale(head_dim));
+        if constexpr (has_scales) factor = mul(factor, load(page.key_scales + 16 * (first + j)));
+        for (int r = 0; r < rows; ++r) store(scores[r] + 16 * (first + j), mul(score[r][j], factor));
+      }
+    }
+  }
+
+  // sum = sum * decay + weights . values, over the page's first num_tokens tokens; and asks for the next page's values.
+  template <int rows>
+  static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, int num_tokens, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
+    const int dim = row[0].partial.dim;
+    if constexpr (has_scales) {
+      for (int r = 0; r < rows; ++r) for (int t = 0; t < num_tokens; ++t) weights[r][t] *= page.value_scales[t];
+    }
+    for (int d = 0; d < dim; d += 16) {
+      f32x16 acc[rows];
+      for (int r = 0; r < rows; ++r) acc[r] = mul(load(row[r].partial.sum + d), broadcast(decay[r]));
+      for (int t = 0; t < num_tokens; t += Cache::pack) {
+        const size_t at = value_at<Cache>(d, t, dim);
+        __builtin_prefetch(next.values + at);
+        unroll<Cache::pack>([&](auto i) {
+          if (t + i >= num_tokens) return;
+          const f32x16 value = Cache::template read<i>(page.values + at);
+          for (int r = 0; r < rows; ++r) acc[r] = fma(broadcast(weights[r][t + i]), value, acc[r]);
+        });
+      }
+      for (int r = 0; r < rows; ++r) store(row[r].partial.sum + d, acc[r]);
+    }
+  }
+};
+
+// Scores and weighted values as sums of products of bytes, from an int8 cache and queries of `terms` bytes; see QueryCode. A weight,
+// times the scale of its token's values, is 128 * high + low in steps of the page's largest scale / 16383: two bytes of 7 bits.
+template <int terms>
+struct CodedMath {
+  using Cache = Int8Cache;
+  static constexpr int code_bytes = terms, vectors = kScoreVectors / terms > 0 ? kScoreVectors / terms : 1;
+  static constexpr float largest_weight_code = 127 * 128 + 127;
+
+  template <int rows>
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int num_pairs, const AttendRow* row, float (*scores)[kPageTokens]) {
+    for (int first = 0; first < kVectors; first += vectors) {
+      GroupDot<8, terms> dot[rows][vectors];
+      const QueryCode& query = row[0].code;  // those of the other rows follow
+      const auto add_columns = [&](auto c, int d, size_t code) {
+        unroll<vectors>([&](auto j) {
+          const size_t at = key_at<Cache>(d, 16 * (first + j));
+          __builtin_prefetch(next.keys + at);
+          const u8x64 keys = load_bytes(page.keys + at);
+          unroll<rows>([&](auto r) { dot[r][j].template add<c>(keys, query.high + code + 4 * r, query.low + (terms == 2 ? code + 4 * r : 0)); });
+        });
+      };
+      add_columns(std::integral_constant<int, 0>{}, 0, 0);
+      for (int d = 4; d < head_dim; d += 4) add_columns(std::integral_constant<int, 1>{}, d, static_cast<size_t>(d) * num_pairs);
+      for (int j = 0; j < vectors; ++j) {
+        const f32x16 key_scale = load(page.key_scales + 16 * (first + j));
+        for (int r = 0; r < rows; ++r)
+          store(scores[r] + 16 * (first + j), mul(mul(key_scale, broadcast(row[r].code.scale)), sub(dot[r][j].total(), broadcast(row[r].code.bias))));
+      }
+    }
+  }
+
+  template <int rows>
+  static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, int num_tokens, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
+    alignas(64) uint8_t high[rows][kPageTokens], low[rows][kPageTokens];
+    const float unit = code_weights<rows>(page.value_scales, num_tokens, weights, high, low);
+    const int dim = row[0].partial.dim;
+    for (int d = 0; d < dim; d += 16) {
+      i32x16 high_sum[rows], low_sum[rows];
+      unroll<rows>([&](auto r) { high_sum[r] = low_sum[r] = broadcast_i32(0); });
+      for (int t = 0; t < num_tokens; t += 4) {
+        const size_t at = value_at<Cache>(d, t, dim);
+        __builtin_prefetch(next.values + at);
+        const u8x64 values = flip_signs(load_bytes(page.values + at));
+        unroll<rows>([&](auto r) {
+          high_sum[r] = dot_four(high_sum[r], values, high[r] + t);
+          low_sum[r] = dot_four(low_sum[r], values, low[r] + t);
+        });
+      }
+      unroll<rows>([&](auto r) {
+        const f32x16 total = fma(to_f32(high_sum[r]), broadcast(128.0f), to_f32(low_sum[r]));
+        store(row[r].partial.sum + d, fma(total, broadcast(unit), mul(load(row[r].partial.sum + d), broadcast(decay[r]))));
+      });
+    }
+  }
+
+ private:
+  // Returns what a code counts; NaN where a value's scale is.
+  template <int rows>
+  static float code_weights(const float* scales, int num_tokens, const float (*weights)[kPageTokens], uint8_t (*high)[kPageTokens], uint8_t (*low)[kPageTokens]) {
+    const f32x16 zero = broadcast(0.0f);
+    f32x16 scale[kVectors], largest = zero, broken = zero;
+    for (int j = 0; j < kVectors; ++j) {
+      scale[j] = keep_first(num_tokens - 16 * j, load(scales + 16 * j), zero);
+      largest = max(largest, scale[j]);
+      broken = add(broken, sub(scale[j], scale[j]));
+    }
+    const float unit = max_lane(largest) / largest_weight_code + sum(broken);
+    const f32x16 inverse = broadcast(unit >= __FLT_MIN__ ? 1.0f / unit : 0.0f), most = broadcast(largest_weight_code);
+    for (int j = 0; j < kVectors; ++j) scale[j] = mul(scale[j], inverse);
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < kVectors; ++j) {
+        const i32x16 code = round_i32(min(mul(load(weights[r] + 16 * j), scale[j]), most));
+        store_low_bytes(high[r] + 16 * j, shift_right<7>(code));
+        store_low_bytes(low[r] + 16 * j, keep_bits<127>(code));
+      }
+    return unit;
+  }
+};
+
+template <int rows, class Math>
+void attend_page(const PageData<typename Math::Cache>& page, const PageData<typename Math::Cache>& next, int head_dim, int num_pairs, const AttendRow* row) {
   alignas(64) float scores[rows][kPageTokens];
   float decay[rows];
   int num_tokens = 0;
   for (int r = 0; r < rows; ++r) num_tokens = row[r].num_visible > num_tokens ? row[r].num_visible : num_tokens;
   if (num_tokens <= 0) return;
-  score_page<rows>(page, next, head_dim, 1.0f / __builtin_sqrtf(static_cast<float>(head_dim)), row, scores);
-  for (int r = 0; r < rows; ++r) {
-    decay[r] = row[r].num_visible > 0 ? weigh(page, row[r], scores[r]) : 1.0f;
-    if (row[r].num_visible <= 0) for (int j = 0; j < kVectors; ++j) store(scores[r] + 16 * j, broadcast(0.0f));
-  }
-  add_values<rows>(page, next, num_tokens < kPageTokens ? num_tokens : kPageTokens, row, scores, decay);
+  Math::template score<rows>(page, next, head_dim, num_pairs, row, scores);
+  for (int r = 0; r < rows; ++r) decay[r] = weigh(row[r], scores[r]);
+  Math::template add_values<rows>(page, next, num_tokens < kPageTokens ? num_tokens : kPageTokens, row, scores, decay);
 }
 
 // All pairs of the task over pages [first, last), each into its own partial, which was cleared.
-template <class Cache>
-void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int last, float* partials) {
+template <class Math>
+void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int last, float* partials, const QueryCode* codes) {
+  using Cache = typename Math::Cache;
   const int dim = layer.padded_dim(), count = (task.last_row - task.first_row) * task.group_heads;
   const auto page_at = [&](int index) {
     const int page = task.pages[index];
     using Element = typename Cache::Element;
     const size_t head = task.kv_head;
-    return PageData<Cache>{reinterpret_cast<const Element*>(layer.key_page(page)) + head * layer.head_dim * kPageTokens,
-                           reinterpret_cast<const Element*>(layer.value_page(page)) + head * dim * kPageTokens,
+    return PageData<Cache>{reinterpret_cast<const Element*>(layer.key_page(page)) + head * layer.head_elements(),
+                           reinterpret_cast<const Element*>(layer.value_page(page)) + head * layer.head_elements(),
                            layer.key_scales(page) + head * kPageTokens, layer.value_scales(page) + head * kPageTokens};
   };
   const auto row_at = [&](int i, int page) {
-    const int row = task.first_row + i / task.group_heads, head = task.kv_head * task.group_heads + i % task.group_heads;
-    return AttendRow{task.queries + row * task.stride + static_cast<size_t>(head) * layer.head_dim,
-                     {partials + i * partial_floats(dim), dim}, task.positions[row] + 1 - page * kPageTokens};
+    const int row = task.first_row + i / task.group_heads;
+    return AttendRow{task.query(layer, i), codes[Math::code_bytes ? i : 0], {partials + i * partial_floats(dim), dim},
+                     task.positions[row] + 1 - page * kPageTokens};
   };
   for (int page = first; page < last; ++page) {
     const PageData<Cache> data = page_at(page), next = page_at(page + 1 < task.last_page ? page + 1 : page);
     int i = 0;
     const auto run = [&](auto rows) {
-      for (; i + rows <= count; i += rows) {
-        AttendRow row[rows];
-        for (int r = 0; r < rows; ++r) row[r] = row_at(i + r, page);
-        attend_page<rows>(data, next, layer.head_dim, row);
+      if constexpr (rows <= kAttendRows) {
+        for (; i + rows <= count; i += rows) {
+          AttendRow row[rows];
+          for (int r = 0; r < rows; ++r) row[r] = row_at(i + r, page);
+          attend_page<rows, Math>(data, next, layer.head_dim, count, row);
+        }
       }
     };
-    if constexpr (kAttendRows >= 8) run(std::integral_constant<int, 8>{});
+    run(std::integral_constant<int, 8>{});
     run(std::integral_constant<int, 4>{});
     run(std::integral_constant<int, 3>{});
     run(std::integral_constant<int, 1>{});
   }
 }
 
-template <class Cache>
+template <class Math>
 void attend_pages(const KvLayer& layer, const AttendTask& task) {
   const int dim = layer.padded_dim(), count = (task.last_row - task.first_row) * task.group_heads;
   const size_t stride = partial_floats(dim);
   float *running = task.partial ? task.partial : task.scratch, *fresh = task.scratch + count * stride;
+  QueryCode* codes = reinterpret_cast<QueryCode*>(task.scratch + 2 * count * stride);
+  if constexpr (Math::code_bytes > 0) code_queries<Math::code_bytes>(layer, task, count, codes);
   for (int first = task.first_page; first < task.last_page; first += kStretchPages) {
     float* into = first == task.first_page ? running : fresh;
     for (int i = 0; i < count; ++i) Partial{into + i * stride, dim}.clear();
-    attend_stretch<Cache>(layer, task, first, first + kStretchPages < task.last_page ? first + kStretchPages : task.last_page, into);
+    attend_stretch<Math>(layer, task, first, first + kStretchPages < task.last_page ? first + kStretchPages : task.last_page, into, codes);
     if (into == running) continue;
     for (int i = 0; i < count; ++i)
-      if (Partial{fresh + i * stride, dim}.total() > 0) merge({running + i * stride, dim}, {fresh + i * stride, dim});
+      if (task.positions[task.first_row + i / task.group_heads] >= first * kPageTokens) merge({running + i * stride, dim}, {fresh + i * stride, dim});
   }
   if (task.partial) return;
-  for (int i = 0; i < count; ++i) {
-    const int row = task.first_row + i / task.group_heads, head = task.kv_head * task.group_heads + i % task.group_heads;
-    finish({running + i * stride, dim}, layer.head_dim, task.out + row * task.stride + static_cast<size_t>(head) * layer.head_dim);
-  }
+  for (int i = 0; i < count; ++i) finish({running + i * stride, dim}, layer.head_dim, task.out + (task.query(layer, i) - task.queries));
 }
 
 inline void attend(const KvLayer& layer, const AttendTask& task) {
-  with_cache(layer.format, [&](auto cache) { attend_pages<decltype(cache)>(layer, task); });
-}
-
-// The scale of one head's values, and what turns them into codes.
-inline float scale_of(const float* values, int count, float* inverse) {
-  float largest = 0;
-  for (int i = 0; i < count; ++i) largest = __builtin_fabsf(values[i]) > largest ? __builtin_fabsf(values[i]) : largest;
-  const float scale = largest / 127.0f;
-  *inverse = scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f;
-  return scale;
+  with_cache(layer.format, [&](auto cache) {
+    using Cache = decltype(cache);
+    if constexpr (std::is_same_v<Cache, Int8Cache>) {
+      if (task.code_bytes == 1) return attend_pages<CodedMath<1>>(layer, task);
+      if (task.code_bytes == 2) return attend_pages<CodedMath<2>>(layer, task);
+    }
+    attend_pages<FloatMath<Cache>>(layer, task);
+  });
 }
 
 // Writes heads [first_head, last_head) of a row to a slot; place(head, d) is where an element goes, scales the page's.
@@ -246,8 +417,9 @@ template <class Cache, class Place>
 inline void store_heads(int head_dim, const float* row, int first_head, int last_head, int token, float* scales, Place place) {
   for (int g = first_head; g < last_head; ++g, row += head_dim) {
     float inverse = 1;
-    if constexpr (Cache::has_scales) scales[g * kPageTokens + token] = scale_of(row, head_dim, &inverse);
-    for (int d = 0; d < head_dim; ++d) Cache::write(place(g, d), Cache::has_scales ? __builtin_nearbyintf(row[d] * inverse) : row[d]);
+    constexpr bool has_scales = Cache::pack > 1;
+    if constexpr (has_scales) scales[g * kPageTokens + token] = scale_of(row, head_dim, kLargestCode[0], &inverse);
+    for (int d = 0; d < head_dim; ++d) Cache::write(place(g, d), has_scales ? __builtin_nearbyintf(row[d] * inverse) : row[d]);
   }
 }
 
@@ -256,7 +428,7 @@ inline void store_keys(const KvLayer& layer, const float* row, int first_head, i
   with_cache(layer.format, [&](auto cache) {
     auto* base = reinterpret_cast<typename decltype(cache)::Element*>(layer.key_page(page));
     store_heads<decltype(cache)>(layer.head_dim, row, first_head, last_head, token, layer.key_scales(page),
-                                 [&](size_t g, size_t d) { return base + (g * layer.head_dim + d) * kPageTokens + token; });
+                                 [&](size_t g, int d) { return base + g * layer.head_elements() + key_at<decltype(cache)>(d, token); });
   });
 }
 
@@ -265,7 +437,7 @@ inline void store_values(const KvLayer& layer, const float* row, int first_head,
   with_cache(layer.format, [&](auto cache) {
     auto* base = reinterpret_cast<typename decltype(cache)::Element*>(layer.value_page(page));
     store_heads<decltype(cache)>(layer.head_dim, row, first_head, last_head, token, layer.value_scales(page),
-                                 [&](size_t g, size_t d) { return base + (g * kPageTokens + token) * dim + d; });
+                                 [&](size_t g, int d) { return base + g * layer.head_elements() + value_at<decltype(cache)>(d, token, dim); });
   });
 }
 

@@ -5,7 +5,6 @@ namespace minicpm4::ISA {
 
 inline void quantize(const float* x, int columns, const Codes& out) {
   const float largest = kLargestCode[out.low != nullptr];
-  const f32x16 step = broadcast(kHighCode), inverse_step = broadcast(1.0f / kHighCode);
   for (int half = 0; half < columns / 16; half += 2) {
     const f32x16 values[2] = {load(x + 16 * half), load(x + 16 * half + 16)};
     // x - x is 0, or NaN where x is not finite: a maximum alone may lose a NaN.
@@ -14,17 +13,10 @@ inline void quantize(const float* x, int columns, const Codes& out) {
     const f32x16 inverse = broadcast(scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f);  // smaller ones have no finite reciprocal
     for (int i = half; i < half + 2; ++i) {
       const i32x16 code = round_i32(mul(values[i - half], inverse));
-      if (out.low) {
-        const f32x16 whole = to_f32(code), high = to_f32(round_i32(mul(whole, inverse_step)));
-        store_i8(out.high + 16 * i, round_i32(high));
-        store_i8(out.low + 16 * i, round_i32(sub(whole, mul(high, step))));
-      } else {
-        store_i8(out.high + 16 * i, code);
-      }
-      out.half_sums[i] = scale * static_cast<float>(sum(code));
+      store_codes(code, out.high + 16 * i, out.low ? out.low + 16 * i : nullptr);
+      out.half_sums[i] = static_cast<float>(sum(code)) + broken;
     }
     out.scales[half / 2] = scale;
-    out.sums[half / 2] = out.half_sums[half] + out.half_sums[half + 1];
   }
 }
 

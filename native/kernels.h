@@ -16,12 +16,11 @@ struct Codes {
   int8_t* high;      // [rows][columns]
   int8_t* low;       // the same, or null where codes are one byte
   float* scales;     // [rows][columns / 32]
-  float* sums;       // [rows][columns / 32]: scale * sum of the group's codes
-  float* half_sums;  // [rows][columns / 16]: the same for each half of a group
+  float* half_sums;  // [rows][columns / 16]: the sum of codes of each half of a group
 
   // The same from a cell on: row * columns + column, a multiple of 32.
   Codes from(size_t at) const {
-    return {high + at, low ? low + at : nullptr, scales + at / 32, sums + at / 32, half_sums + at / 16};
+    return {high + at, low ? low + at : nullptr, scales + at / 32, half_sums + at / 16};
   }
 };
 constexpr int kHighCode = 254;                          // what a high byte counts
@@ -35,12 +34,13 @@ struct Rows {
   Codes codes;          // high is null where there are none
 };
 
-// How keys and values are stored. int8: a code for each element and a float32 scale for each token of each head, by the rule of
-// minicpm4/quant/cache.py.
+// How keys and values are stored. int8: a code plus 128 for each element and a float32 scale for each token of each head, by the rule
+// of minicpm4/quant/cache.py.
 enum class KvFormat { f32, f16, bf16, int8 };
 
-// One layer's keys and values, in pages of 64 tokens. A page of keys is [kv heads][head dim][64 tokens], so that 16
-// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim]; after either come int8's scales,
+// One layer's keys and values, in pages of 64 tokens. A page of keys is [kv heads][padded head dim][64 tokens], so that 16
+// tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim]. Of int8, four neighbours along the dimension that
+// is summed lie together: keys are [head dim / 4][64][4], values [64 / 4][head dim][4]; and after either come the scales,
 // [kv heads][64 tokens]. All layers of a page lie together, so that memory is touched as tokens come.
 struct KvLayer {
   uint8_t *keys, *values;  // of page 0
@@ -50,16 +50,15 @@ struct KvLayer {
 
   int padded_dim() const { return static_cast<int>(round_up(head_dim, 16)); }
   size_t element_bytes() const { return format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2; }
-  size_t key_page_elements() const { return static_cast<size_t>(num_kv_heads) * head_dim * kPageTokens; }
-  size_t value_page_elements() const { return static_cast<size_t>(num_kv_heads) * padded_dim() * kPageTokens; }
+  size_t head_elements() const { return static_cast<size_t>(padded_dim()) * kPageTokens; }  // of a page
   size_t scale_bytes() const { return format == KvFormat::int8 ? static_cast<size_t>(num_kv_heads) * kPageTokens * sizeof(float) : 0; }
-  size_t key_page_bytes() const { return key_page_elements() * element_bytes() + scale_bytes(); }
-  size_t value_page_bytes() const { return value_page_elements() * element_bytes() + scale_bytes(); }
+  size_t scales_at() const { return num_kv_heads * head_elements() * element_bytes(); }
+  size_t page_bytes() const { return scales_at() + scale_bytes(); }  // of keys, or of values
 
   uint8_t* key_page(int page) const { return keys + page_stride * page; }
   uint8_t* value_page(int page) const { return values + page_stride * page; }
-  float* key_scales(int page) const { return reinterpret_cast<float*>(key_page(page) + key_page_elements() * element_bytes()); }
-  float* value_scales(int page) const { return reinterpret_cast<float*>(value_page(page) + value_page_elements() * element_bytes()); }
+  float* key_scales(int page) const { return reinterpret_cast<float*>(key_page(page) + scales_at()); }
+  float* value_scales(int page) const { return reinterpret_cast<float*>(value_page(page) + scales_at()); }
 };
 
 // Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence.
@@ -75,16 +74,22 @@ struct AttendTask {
   const int32_t* pages;      // page ids of the sequence
   int first_page, last_page;
   int kv_head, group_heads;  // query heads of this kv head
+  int code_bytes;            // of activations, 0 for none: with an int8 cache, queries get codes too
   float* scratch;            // attend_scratch_floats
   float* partial;            // where the stretch goes if it is one of several of a single row: [group_heads][partial_floats]; or null
+
+  // The query of pair i of (row, head).
+  const float* query(const KvLayer& layer, int i) const {
+    return queries + (first_row + i / group_heads) * stride + static_cast<size_t>(kv_head * group_heads + i % group_heads) * layer.head_dim;
+  }
 };
 
 constexpr int kStretchPages = 16;
 
-// A partial result of one (row, head): sums of weighted values [padded dim], largest score, sum of weights.
-constexpr size_t partial_floats(int padded_dim) { return padded_dim + 16; }
+// A partial result of one (row, head): sums of weighted values [padded dim], sums of weights [16], largest score.
+constexpr size_t partial_floats(int padded_dim) { return padded_dim + 32; }
 constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim) {
-  return 2 * static_cast<size_t>(rows) * group_heads * partial_floats(padded_dim);
+  return static_cast<size_t>(rows) * group_heads * (2 * partial_floats(padded_dim) + padded_dim / 2 + 16);  // codes take the rest
 }
 
 struct Kernels {

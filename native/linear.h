@@ -6,7 +6,7 @@ namespace minicpm4::ISA {
 
 // Chunk c (4 columns of 16 rows) of a group's codes.
 template <int width, int c>
-inline u8x64 chunk(const uint8_t* planes) {
+ALWAYS_INLINE u8x64 chunk(const uint8_t* planes) {
   if constexpr (width == 8) return load_bytes(planes + 64 * c);
   if constexpr (width == 2) return bits<2 * (c % 4), 3>(load_bytes(planes + 64 * (c / 4)));
   if constexpr (width == 4) return bits<4 * (c % 2), 15>(load_bytes(planes + 64 * (c / 2)));
@@ -33,7 +33,7 @@ struct GroupScales {
 };
 
 template <Scales kind, int zero>
-inline GroupScales group_scales(const uint8_t* shared, const uint8_t* own) {
+ALWAYS_INLINE GroupScales group_scales(const uint8_t* shared, const uint8_t* own) {
   const auto halves = [](const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); };
   GroupScales s;
   if constexpr (kind == Scales::plain) s.scale[0] = halves(own);
@@ -62,9 +62,9 @@ struct GroupDot {
   Dot<width> high, low;
 
   template <int c>
-  void add(u8x64 weights, const Codes& x, size_t at) {
-    high.template add<c>(weights, x.high + at);
-    if constexpr (terms == 2) low.template add<c>(weights, x.low + at);
+  void add(u8x64 weights, const int8_t* x_high, const int8_t* x_low) {
+    high.template add<c>(weights, x_high);
+    if constexpr (terms == 2) low.template add<c>(weights, x_low);
   }
   f32x16 total() const {
     if constexpr (terms == 2) return fma(to_f32(high.total()), broadcast(kHighCode), to_f32(low.total()));
@@ -72,37 +72,80 @@ struct GroupDot {
   }
 };
 
-// A group against coded activations; offsets take the sums of activations.
+// Coded activations of some rows, within reach: where each row's codes are, and a block's scales and sums. The sums are, of formats with a
+// zero, what the zero adds to the dot products, so that it is taken off before they are scaled; of those with offsets, the sums of
+// activations. One a group, or of k_halves one a half.
+template <Scales kind, int zero, int terms, int rows>
+struct CodedRows {
+  static constexpr bool is_affine = kind == Scales::affine || kind == Scales::k_affine;
+  static constexpr int parts = kind == Scales::k_halves ? 2 : 1;
+  const int8_t *high[rows], *low[terms == 2 ? rows : 1];
+  const float *all_scales, *all_sums;
+  size_t groups;
+  float scales[rows][kBlockGroups], sums[rows][kBlockGroups * parts];
+
+  CodedRows(const Rows& x, int row) : groups(x.columns / kGroupColumns) {
+    const size_t at = static_cast<size_t>(row) * x.columns;
+    for (int r = 0; r < rows; ++r) {
+      high[r] = x.codes.high + at + static_cast<size_t>(r) * x.columns;
+      if constexpr (terms == 2) low[r] = x.codes.low + at + static_cast<size_t>(r) * x.columns;
+    }
+    all_scales = x.codes.scales + row * groups;
+    all_sums = x.codes.half_sums + 2 * row * groups;
+  }
+
+  void reach_block(int first_group, int count) {
+    if (count == kBlockGroups) return reach<kBlockGroups>(first_group, 0);
+    for (int i = 0; i < count; ++i) reach<1>(first_group + i, i);
+  }
+
+ private:
+  template <int count>
+  void reach(int first_group, int at) {
+    for (int r = 0; r < rows; ++r) {
+      const float *scale = all_scales + r * groups + first_group, *halves = all_sums + 2 * (r * groups + first_group);
+      for (int i = 0; i < count; ++i) scales[r][at + i] = scale[i];
+      if constexpr (parts == 2) {
+        for (int i = 0; i < 2 * count; ++i) sums[r][2 * at + i] = zero * halves[i];
+      } else if constexpr (is_affine || zero != 0) {
+        for (int i = 0; i < count; ++i) sums[r][at + i] = (is_affine ? scale[i] : zero) * (halves[2 * i] + halves[2 * i + 1]);
+      }
+    }
+  }
+};
+
+// A group against coded activations.
 template <int width, Scales kind, int zero, int terms, int rows>
-inline void multiply_group(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const Rows& x, int row, f32x16* acc) {
-  constexpr bool is_halved = kind == Scales::k_halves, is_signed = width == 8 && kSignedBytes;
-  constexpr int effective_zero = is_signed ? zero - 128 : zero;
-  const size_t groups = x.columns / kGroupColumns;
-  GroupDot<width, terms> dot[rows][2];  // [1] for columns 16..31 where halves differ
+ALWAYS_INLINE void multiply_group(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const CodedRows<kind, zero, terms, rows>& x,
+                           f32x16* acc) {
+  using Coded = CodedRows<kind, zero, terms, rows>;
+  constexpr int parts = Coded::parts;
+  constexpr bool is_halved = parts == 2;
+  const size_t column = static_cast<size_t>(group) * kGroupColumns;
+  GroupDot<width, terms> dot[rows][parts];
   unroll<8>([&](auto c) {
     constexpr int half = is_halved && c >= 4;
     const u8x64 weights = chunk<width, c>(planes);
-    for (int r = 0; r < rows; ++r)
-      dot[r][half].template add<is_halved ? c % 4 : c()>(weights, x.codes, static_cast<size_t>(row + r) * x.columns + kGroupColumns * group + 4 * c);
+    unroll<rows>([&](auto r) {
+      dot[r][half].template add<is_halved ? c % 4 : c()>(weights, x.high[r] + column + 4 * c, terms == 2 ? x.low[r] + column + 4 * c : nullptr);
+    });
   });
-  const GroupScales s = group_scales<kind, effective_zero>(shared, own);
-  for (int r = 0; r < rows; ++r) {
-    const size_t at = (row + r) * groups + group;
-    const f32x16 scale = broadcast(x.codes.scales[at]);
-    acc[r] = fma(mul(s.scale[0], scale), dot[r][0].total(), acc[r]);
-    if constexpr (is_halved) {
-      acc[r] = fma(mul(s.scale[1], scale), dot[r][1].total(), acc[r]);
-      acc[r] = fma(s.offset[0], broadcast(x.codes.half_sums[2 * at]), acc[r]);
-      acc[r] = fma(s.offset[1], broadcast(x.codes.half_sums[2 * at + 1]), acc[r]);
-    } else if constexpr (effective_zero != 0 || kind == Scales::affine || kind == Scales::k_affine) {
-      acc[r] = fma(s.offset[0], broadcast(x.codes.sums[at]), acc[r]);
-    }
-  }
+  const GroupScales s = group_scales<kind, 0>(shared, own);
+  const int index = group % kBlockGroups;
+  unroll<rows>([&](auto r) {
+    const f32x16 scale = broadcast(x.scales[r][index]);
+    unroll<parts>([&](auto half) {
+      f32x16 total = dot[r][half].total();
+      if constexpr (zero != 0) total = sub(total, broadcast(x.sums[r][parts * index + half]));
+      acc[r] = fma(mul(s.scale[half], scale), total, acc[r]);
+    });
+    if constexpr (Coded::is_affine) acc[r] = fma(s.offset[0], broadcast(x.sums[r][index]), acc[r]);
+  });
 }
 
 // A group against float32 activations: the weights are decoded, four columns at a time.
 template <int width, Scales kind, int zero, int rows>
-inline void multiply_group_f32(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const Rows& x, int row, f32x16* acc) {
+ALWAYS_INLINE void multiply_group_f32(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const Rows& x, int row, f32x16* acc) {
   const GroupScales s = group_scales<kind, zero>(shared, own);
   unroll<8>([&](auto c) {
     constexpr int half = kind == Scales::k_halves && c >= 4;
@@ -116,28 +159,48 @@ inline void multiply_group_f32(const uint8_t* planes, const uint8_t* shared, con
   });
 }
 
-template <Format format, int terms, int rows>
-void multiply_quantized(const uint8_t* tile, const Stream& stream, const Rows& x, int row, float* out, size_t out_stride) {
+// Calls block(first group, groups) for each block of a tile, and group(codes, shared scales, own scales, index) for each group of it.
+template <Format format, class Block, class Group>
+ALWAYS_INLINE void each_group(const uint8_t* tile, const Stream& stream, int columns, Block block, Group group) {
   constexpr Layout layout = layout_of(format);
-  f32x16 acc[rows];
-  for (int r = 0; r < rows; ++r) acc[r] = broadcast(0.0f);
-  const int groups = x.columns / kGroupColumns;
+  constexpr size_t step = round_up(tile_block_bytes(layout, kBlockGroups) / kBlockGroups, 64);
+  const int groups = columns / kGroupColumns;
   for (int first = 0; first < groups; first += kBlockGroups) {
     const int count = groups - first < kBlockGroups ? groups - first : kBlockGroups;
     const uint8_t *shared = tile + count * group_code_bytes(layout), *own = shared + super_scale_bytes(layout.scales);
-    const uint8_t* block = tile;
-    constexpr size_t step = round_up(tile_block_bytes(layout, kBlockGroups) / kBlockGroups, 64);
+    const uint8_t* start = tile;
+    block(first, count);
     for (int i = 0; i < count; ++i) {
-      const uint8_t* ahead = stream.ahead_of(block + i * step);
+      const uint8_t* ahead = stream.ahead_of(start + i * step);
       for (size_t line = 0; line < step; line += 64) __builtin_prefetch(ahead + line);
-      if constexpr (terms > 0) multiply_group<layout.bits, layout.scales, layout.zero, terms, rows>(tile, shared, own, first + i, x, row, acc);
-      else multiply_group_f32<layout.bits, layout.scales, layout.zero, rows>(tile, shared, own, first + i, x, row, acc);
+      group(tile, shared, own, first + i);
       tile += group_code_bytes(layout);
       own += group_scale_bytes(layout.scales);
     }
     tile = own;
   }
-  for (int r = 0; r < rows; ++r) store(out + (row + r) * out_stride, acc[r]);
+}
+
+// terms: bytes of the activations' codes, 0 for float32 activations.
+template <Format format, int terms, int rows>
+void multiply_quantized(const uint8_t* tile, const Stream& stream, const Rows& x, int row, float* out, size_t out_stride) {
+  constexpr Layout layout = layout_of(format);
+  constexpr int zero = layout.bits == 8 && kSignedBytes ? layout.zero - 128 : layout.zero;  // of the codes that Dot sums
+  f32x16 acc[rows];
+  unroll<rows>([&](auto r) { acc[r] = broadcast(0.0f); });
+  if constexpr (terms > 0) {
+    CodedRows<layout.scales, zero, terms, rows> coded(x, row);
+    each_group<format>(
+        tile, stream, x.columns, [&](int first, int count) { coded.reach_block(first, count); },
+        [&](const uint8_t* codes, const uint8_t* shared, const uint8_t* own, int group) {
+          multiply_group<layout.bits, layout.scales, zero, terms, rows>(codes, shared, own, group, coded, acc);
+        });
+  } else {
+    each_group<format>(tile, stream, x.columns, [](int, int) {}, [&](const uint8_t* codes, const uint8_t* shared, const uint8_t* own, int group) {
+      multiply_group_f32<layout.bits, layout.scales, layout.zero, rows>(codes, shared, own, group, x, row, acc);
+    });
+  }
+  unroll<rows>([&](auto r) { store(out + (row + r) * out_stride, acc[r]); });
 }
 
 template <Format format>
@@ -166,7 +229,6 @@ void multiply_dense(const uint8_t* tile, const Stream& stream, const Rows& x, in
   for (int r = 0; r < rows; ++r) store(out + (row + r) * out_stride, add(add(acc[r][0], acc[r][1]), add(acc[r][2], acc[r][3])));
 }
 
-// terms: bytes of the activations' codes, 0 for float32 activations.
 template <Format format, int terms, int rows>
 inline void multiply_tile(const uint8_t* tile, const Stream& stream, const Rows& x, int row, float* out, size_t out_stride) {
   if constexpr (layout_of(format).scales == Scales::none) multiply_dense<format, rows>(tile, stream, x, row, out, out_stride);

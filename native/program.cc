@@ -37,10 +37,10 @@ Program::Program(const Kernels& kernels, Team& team, const Options& options)
 
 KvLayer Program::kv_layer(int layer) const {
   KvLayer kv{nullptr, nullptr, 0, options_.kv_format, options_.num_kv_heads, options_.head_dim};
-  const size_t layer_bytes = kv.key_page_bytes() + kv.value_page_bytes();
+  const size_t layer_bytes = 2 * kv.page_bytes();
   kv.page_stride = layer_bytes * options_.num_layers;
   kv.keys = kv_.as<uint8_t>() + layer_bytes * layer;
-  kv.values = kv.keys + kv.key_page_bytes();
+  kv.values = kv.keys + kv.page_bytes();
   return kv;
 }
 
@@ -93,7 +93,6 @@ void Program::add(const Instruction& instruction) {
   buffer.high = Memory(cells, false);
   if (options_.code_bytes == 2) buffer.low = Memory(cells, false);
   buffer.scales = Memory(cells / 32 * sizeof(float), false);
-  buffer.sums = Memory(cells / 32 * sizeof(float), false);
   buffer.half_sums = Memory(cells / 16 * sizeof(float), false);
 }
 
@@ -271,7 +270,7 @@ void Program::run_attend_task(const Instruction& in, const StepView& step, int m
   const int first = step.starts[s] + block * queries, last = std::min(first + queries, step.starts[s + 1]);
   const int num_pages = step.positions[last - 1] / kPageTokens + 1;
   AttendTask work{row(in.a, 0), row(in.out, 0), buffers_[in.a].stride, first, last, step.positions,
-                  step.pages + static_cast<size_t>(s) * step.pages_stride, 0, num_pages, kv_head, options_.group_heads, scratch_[member].as<float>(), nullptr};
+                  step.pages + static_cast<size_t>(s) * step.pages_stride, 0, num_pages, kv_head, options_.group_heads, options_.code_bytes, scratch_[member].as<float>(), nullptr};
   if (cut.num_splits > 1) {
     work.first_page = split * kStretchPages;
     work.last_page = std::min(work.first_page + kStretchPages, num_pages);

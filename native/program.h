@@ -80,9 +80,9 @@ class Program {
   struct Buffer {
     int columns = 0;
     size_t stride = 0;
-    Memory values, high, low, scales, sums, half_sums;  // without codes, all but the first are empty
+    Memory values, high, low, scales, half_sums;  // without codes, all but the first are empty
 
-    Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), sums.as<float>(), half_sums.as<float>()}; }
+    Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), half_sums.as<float>()}; }
   };
   struct Job {
     std::vector<Instruction> products, tail;

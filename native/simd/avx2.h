@@ -45,6 +45,9 @@ inline float max_lane(f32x16 x) {
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
+inline bool any_above(f32x16 x, f32x16 y) {
+  return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))) != 0;
+}
 inline f32x16 keep_first(int n, f32x16 x, f32x16 rest) {  // lanes >= n come from rest
   const __m256i count = _mm256_set1_epi32(n), low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
@@ -86,8 +89,24 @@ inline void store_i8(int8_t* p, i32x16 x) {
   const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
-inline __m256 power_of_two(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
-inline f32x16 times_power_of_two(f32x16 x, i32x16 n) { return {_mm256_mul_ps(x.a, power_of_two(n.a)), _mm256_mul_ps(x.b, power_of_two(n.b))}; }
+inline f32x16 round(f32x16 x) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
+}
+inline __m256 power_of_two(__m256 whole) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23));
+}
+inline f32x16 times_power_of_two(f32x16 x, f32x16 whole) {
+  return {_mm256_mul_ps(x.a, power_of_two(whole.a)), _mm256_mul_ps(x.b, power_of_two(whole.b))};
+}
+template <int n>
+inline i32x16 shift_right(i32x16 x) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
+template <int mask>
+inline i32x16 keep_bits(i32x16 x) { return {_mm256_and_si256(x.a, _mm256_set1_epi32(mask)), _mm256_and_si256(x.b, _mm256_set1_epi32(mask))}; }
+inline void store_low_bytes(uint8_t* p, i32x16 x) {  // of lanes below 128
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm256_loadu_si256(as_256(p)), _mm256_loadu_si256(as_256(p + 32))}; }
 template <int shift, int mask>
@@ -99,6 +118,10 @@ inline u8x64 bits(u8x64 x) {  // (byte >> shift) & mask, in every byte
 template <int shift>
 inline u8x64 join(u8x64 low, u8x64 high) {  // low | high << shift, where high << shift stays inside its byte
   return {_mm256_or_si256(low.a, _mm256_slli_epi32(high.a, shift)), _mm256_or_si256(low.b, _mm256_slli_epi32(high.b, shift))};
+}
+inline u8x64 flip_signs(u8x64 x) {  // bytes plus 128 become signed ones
+  const __m256i flip = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(x.a, flip), _mm256_xor_si256(x.b, flip)};
 }
 template <int j>
 inline f32x16 byte_as_f32(u8x64 x) {  // byte j of each 32-bit lane
@@ -113,6 +136,13 @@ inline __m256i broadcast_four(const int8_t* x) {
   return _mm256_set1_epi32(four);
 }
 
+// total + the sum of values[4 r + j] * x[j] over j in lane r; values are signed bytes, x at most 127, so that pairs fit 16 bits.
+inline i32x16 dot_four(i32x16 total, u8x64 values, const uint8_t* x) {
+  const __m256i four = broadcast_four(reinterpret_cast<const int8_t*>(x)), ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(total.a, _mm256_madd_epi16(_mm256_maddubs_epi16(four, values.a), ones)),
+          _mm256_add_epi32(total.b, _mm256_madd_epi16(_mm256_maddubs_epi16(four, values.b), ones))};
+}
+
 // Sums of codes[4 r + j] * x[j] over the chunks of a group, a lane for each row r. Products are added in 16 bits for as many
 // chunks as cannot overflow (2 * largest code * 127 each), then widened.
 template <int width>
@@ -122,8 +152,7 @@ class Dot {
   void add(u8x64 codes, const int8_t* x) {
     __m256i four_a = broadcast_four(x), four_b = four_a;
     if constexpr (width == 8) {  // signed codes: |code| * (x with the code's sign)
-      const __m256i flip = _mm256_set1_epi8(-128);
-      codes = {_mm256_xor_si256(codes.a, flip), _mm256_xor_si256(codes.b, flip)};
+      codes = flip_signs(codes);
       four_a = _mm256_sign_epi8(four_a, codes.a), four_b = _mm256_sign_epi8(four_b, codes.b);
       codes = {_mm256_abs_epi8(codes.a), _mm256_abs_epi8(codes.b)};
     }

@@ -41,6 +41,7 @@ inline float max_lane(f32x16 a) {
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
+inline bool any_above(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
 inline f32x16 keep_first(int n, f32x16 a, f32x16 rest) {  // lanes >= n come from rest
   const __mmask16 mask = n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
   return {_mm512_mask_blend_ps(mask, rest.v, a.v)};
@@ -69,7 +70,13 @@ inline int32_t sum(i32x16 a) {
 inline f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline i32x16 round_i32(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest, ties to even
 inline void store_i8(int8_t* p, i32x16 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v)); }
-inline f32x16 times_power_of_two(f32x16 a, i32x16 n) { return {_mm512_scalef_ps(a.v, _mm512_cvtepi32_ps(n.v))}; }
+inline f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline f32x16 times_power_of_two(f32x16 a, f32x16 whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
+template <int n>
+inline i32x16 shift_right(i32x16 a) { return {_mm512_srli_epi32(a.v, n)}; }
+template <int mask>
+inline i32x16 keep_bits(i32x16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
+inline void store_low_bytes(uint8_t* p, i32x16 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v)); }
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int shift, int mask>
@@ -82,9 +89,17 @@ template <int shift>
 inline u8x64 join(u8x64 low, u8x64 high) {  // low | high << shift, where high << shift stays inside its byte
   return {_mm512_or_si512(low.v, _mm512_slli_epi32(high.v, shift))};
 }
+inline u8x64 flip_signs(u8x64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }  // bytes plus 128 become signed ones
 template <int j>
 inline f32x16 byte_as_f32(u8x64 a) {  // byte j of each 32-bit lane
   return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(a.v, 8 * j), _mm512_set1_epi32(0xff)))};
+}
+
+// total + the sum of values[4 r + j] * x[j] over j in lane r; values are signed bytes, x at most 127.
+inline i32x16 dot_four(i32x16 total, u8x64 values, const uint8_t* x) {
+  int32_t four;
+  __builtin_memcpy(&four, x, 4);
+  return {_mm512_dpbusd_epi32(total.v, _mm512_set1_epi32(four), values.v)};
 }
 
 // Sums of codes[4 r + j] * x[j] over the chunks of a group, a lane for each row r.

@@ -44,6 +44,10 @@ inline float max_lane(const f32x16& a) {
   for (int i = 1; i < 16; ++i) best = a.v[i] > best ? a.v[i] : best;
   return best;
 }
+inline bool any_above(const f32x16& a, const f32x16& b) {
+  for (int i = 0; i < 16; ++i) if (a.v[i] > b.v[i]) return true;
+  return false;
+}
 inline f32x16 keep_first(int n, const f32x16& a, const f32x16& rest) { return each<f32x16>([&](int i) { return i < n ? a.v[i] : rest.v[i]; }); }
 
 inline f32x16 load_f16(const uint16_t* p) { return each<f32x16>([&](int i) { return f16_to_f32(p[i]); }); }
@@ -63,7 +67,15 @@ inline int32_t sum(const i32x16& a) {
 inline f32x16 to_f32(const i32x16& a) { return each<f32x16>([&](int i) { return static_cast<float>(a.v[i]); }); }
 inline i32x16 round_i32(const f32x16& a) { return each<i32x16>([&](int i) { return static_cast<int32_t>(::nearbyintf(a.v[i])); }); }
 inline void store_i8(int8_t* p, const i32x16& a) { for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]); }
-inline f32x16 times_power_of_two(const f32x16& a, const i32x16& n) { return each<f32x16>([&](int i) { return ::ldexpf(a.v[i], n.v[i]); }); }
+inline f32x16 round(const f32x16& a) { return each<f32x16>([&](int i) { return ::nearbyintf(a.v[i]); }); }
+inline f32x16 times_power_of_two(const f32x16& a, const f32x16& whole) {
+  return each<f32x16>([&](int i) { return ::ldexpf(a.v[i], static_cast<int>(whole.v[i])); });
+}
+template <int n>
+inline i32x16 shift_right(const i32x16& a) { return each<i32x16>([&](int i) { return a.v[i] >> n; }); }
+template <int mask>
+inline i32x16 keep_bits(const i32x16& a) { return each<i32x16>([&](int i) { return a.v[i] & mask; }); }
+inline void store_low_bytes(uint8_t* p, const i32x16& a) { for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(a.v[i]); }
 
 inline u8x64 load_bytes(const uint8_t* p) {
   u8x64 out;
@@ -82,9 +94,21 @@ inline u8x64 join(const u8x64& low, const u8x64& high) {  // low | high << shift
   for (int i = 0; i < 64; ++i) out.v[i] = low.v[i] | static_cast<uint8_t>(high.v[i] << shift);
   return out;
 }
+inline u8x64 flip_signs(const u8x64& a) {  // bytes plus 128 become signed ones
+  u8x64 out;
+  for (int i = 0; i < 64; ++i) out.v[i] = a.v[i] ^ 128;
+  return out;
+}
 template <int j>
 inline f32x16 byte_as_f32(const u8x64& a) {  // byte j of each 32-bit lane
   return each<f32x16>([&](int i) { return static_cast<float>(a.v[4 * i + j]); });
+}
+
+// total + the sum of values[4 r + j] * x[j] over j in lane r; values are signed bytes, x at most 127.
+inline i32x16 dot_four(i32x16 total, const u8x64& values, const uint8_t* x) {
+  for (int r = 0; r < 16; ++r)
+    for (int j = 0; j < 4; ++j) total.v[r] += static_cast<int8_t>(values.v[4 * r + j]) * x[j];
+  return total;
 }
 
 // Sums of codes[4 r + j] * x[j] over the chunks of a group, a lane for each row r.

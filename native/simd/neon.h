@@ -32,6 +32,10 @@ inline f32x16 abs(f32x16 a) { return each<f32x16>([&](int i) { return vabsq_f32(
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return each<f32x16>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); }); }
 inline float sum(f32x16 a) { return vaddvq_f32(vaddq_f32(vaddq_f32(a.v[0], a.v[1]), vaddq_f32(a.v[2], a.v[3]))); }
 inline float max_lane(f32x16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3]))); }
+inline bool any_above(f32x16 a, f32x16 b) {
+  const auto above = [&](int i) { return vcgtq_f32(a.v[i], b.v[i]); };
+  return vmaxvq_u32(vorrq_u32(vorrq_u32(above(0), above(1)), vorrq_u32(above(2), above(3)))) != 0;
+}
 inline f32x16 keep_first(int n, f32x16 a, f32x16 rest) {  // lanes >= n come from rest
   const int32_t lanes[4] = {0, 1, 2, 3};
   const int32x4_t lane = vld1q_s32(lanes);
@@ -69,9 +73,17 @@ inline void store_i8(int8_t* p, i32x16 a) {
   const int16x8_t low = vqmovn_high_s32(vqmovn_s32(a.v[0]), a.v[1]), high = vqmovn_high_s32(vqmovn_s32(a.v[2]), a.v[3]);
   vst1q_s8(p, vqmovn_high_s16(vqmovn_s16(low), high));
 }
-inline f32x16 times_power_of_two(f32x16 a, i32x16 n) {
-  return each<f32x16>([&](int i) { return vmulq_f32(a.v[i], vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23))); });
+inline f32x16 round(f32x16 a) { return each<f32x16>([&](int i) { return vrndnq_f32(a.v[i]); }); }
+inline f32x16 times_power_of_two(f32x16 a, f32x16 whole) {
+  return each<f32x16>([&](int i) {
+    return vmulq_f32(a.v[i], vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(whole.v[i]), vdupq_n_s32(127)), 23)));
+  });
 }
+template <int n>
+inline i32x16 shift_right(i32x16 a) { return each<i32x16>([&](int i) { return vshrq_n_s32(a.v[i], n); }); }
+template <int mask>
+inline i32x16 keep_bits(i32x16 a) { return each<i32x16>([&](int i) { return vandq_s32(a.v[i], vdupq_n_s32(mask)); }); }
+inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128
 
 inline u8x64 load_bytes(const uint8_t* p) { return each<u8x64>([&](int i) { return vld1q_u8(p + 16 * i); }); }
 template <int shift, int mask>
@@ -86,6 +98,9 @@ template <int shift>
 inline u8x64 join(u8x64 low, u8x64 high) {  // low | high << shift, where high << shift stays inside its byte
   return each<u8x64>([&](int i) { return vorrq_u8(low.v[i], vshlq_n_u8(high.v[i], shift)); });
 }
+inline u8x64 flip_signs(u8x64 a) {  // bytes plus 128 become signed ones
+  return each<u8x64>([&](int i) { return veorq_u8(a.v[i], vdupq_n_u8(128)); });
+}
 template <int j>
 inline f32x16 byte_as_f32(u8x64 a) {  // byte j of each 32-bit lane
   return each<f32x16>([&](int i) {
@@ -93,6 +108,14 @@ inline f32x16 byte_as_f32(u8x64 a) {  // byte j of each 32-bit lane
     if constexpr (j > 0) lanes = vshrq_n_u32(lanes, 8 * j);
     return vcvtq_f32_u32(vandq_u32(lanes, vdupq_n_u32(0xff)));
   });
+}
+
+// total + the sum of values[4 r + j] * x[j] over j in lane r; values are signed bytes, x at most 127.
+inline i32x16 dot_four(i32x16 total, u8x64 values, const uint8_t* x) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, x, 4);
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(bytes));
+  return each<i32x16>([&](int i) { return vdotq_s32(total.v[i], vreinterpretq_s8_u8(values.v[i]), four); });
 }
 
 // Sums of codes[4 r + j] * x[j] over the chunks of a group, a lane for each row r.

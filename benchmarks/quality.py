@@ -91,11 +91,12 @@ def score_text(executor: str, subject: Subject, tokens: Sequence[int], *, option
         for first in range(0, len(tokens) - 1, options.max_step_tokens):
             targets = np.array(tokens[first + 1 : first + 1 + options.max_step_tokens])
             step = single_step(np.array(tokens[first : first + len(targets)], np.int32), start=first, are_all_wanted=True)
-            logits = runner.run(step).astype(np.float64)
-            top = logits.max(axis=-1)
-            spread = np.log(np.exp(logits - top[:, None]).sum(axis=-1))
-            bits += ((top + spread - logits[np.arange(len(targets)), targets]) / np.log(2)).tolist()
-            best += logits.argmax(axis=-1).tolist()
+            logits = runner.run(step)
+            likeliest, rows = logits.argmax(axis=-1), np.arange(len(targets))
+            above = logits - logits[rows, likeliest][:, None]
+            spread = np.log(np.exp(above).sum(axis=-1, dtype=np.float64))
+            bits += ((spread - above[rows, targets]) / np.log(2)).tolist()
+            best += likeliest.tolist()
     finally:
         runner.close()
     return Score(bits, best)
@@ -199,7 +200,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="default", help="default, or a .gguf file")
     parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE", help="in UTF-8")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=tuple(STORAGE_FORMATS), metavar="FORMAT")
-    parser.add_argument("--tokens", type=int, default=0, metavar="N", help="only so many of the text; 0 for all")
+    parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="only so many of the text; 0 for all")
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--output", type=Path, metavar="STEM", help="results/<date>-quality unless given")
     return parser.parse_args(arguments)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.padding import padded_model
+from benchmarks.padding import ValueLoader, padded_model
 from benchmarks.recipe import machine_facts, result_stem, say, sources_digest, with_suffix
 from benchmarks.timing import table_of
 from minicpm4.checkpoint import open_checkpoint, resolve
@@ -159,7 +159,8 @@ def requantized(model: Path, format_name: str, *, text: bytes) -> Subject:
         def values(name: str) -> np.ndarray:
             return dequantize(checkpoint.load(name))
 
-        config, load = checkpoint.config, values
+        config = checkpoint.config
+        load: ValueLoader = values
         is_padded = any(info.shape[-1] % block for name, info in stored.items() if len(info.shape) == 2 and name not in (EMBEDDING, HEAD))
         if is_padded:
             config, load = padded_model(config, values, multiple=WIDEST_BLOCK)

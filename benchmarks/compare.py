@@ -19,13 +19,13 @@ from benchmarks.against import commit_of, install_commit
 from benchmarks.cases import SETS, Case, case_values, read_cases
 from benchmarks.engines.work import Work
 from benchmarks.journal import Journal, Record, open_journal
+from benchmarks.peaks import measure_peaks
 from benchmarks.quiet import DISTURBED_CORES, cores_of_others, sample_cpu
 from benchmarks.recipe import MISSING_MATPLOTLIB, machine_facts, result_stem, say, with_suffix
 from benchmarks.runner import PROGRAMS, Engine, find_engines, run_engine
 from benchmarks.summary import OURS, Row, Yardstick, rows_of
 from benchmarks.traffic import traffic_of
 from benchmarks.write_model import model_file
-from minicpm4.deploy.bench import memory_bandwidth
 from minicpm4.errors import ConfigError, MiniCPMError
 from minicpm4.hardware import cache_folder
 
@@ -43,7 +43,6 @@ class Plan:
     output: Path
     seed: int
     activations: str
-    int8_peak: float | None
     is_fresh: bool
 
 
@@ -59,7 +58,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", metavar="NAME", help="ratios are made to this engine; llama.cpp unless it is absent")
     parser.add_argument("--activations", default="int8", help="what ours multiplies quantized weights with")
     parser.add_argument("--seed", type=int, default=0, help="of random weights and tokens")
-    parser.add_argument("--int8-peak", type=float, metavar="GOPS", help="int8 Gop/s of one core, for the share in prefill")
     parser.add_argument("--models-dir", type=Path, metavar="FOLDER", help="where model files are written once")
     parser.add_argument("--output", type=Path, metavar="STEM", help="where results go; results/<date>-<set> unless given")
     parser.add_argument("--fresh", action="store_true", help="forget what the journal has")
@@ -97,7 +95,6 @@ def make_plan(given: argparse.Namespace) -> Plan:
         output=given.output or result_stem(title),
         seed=given.seed,
         activations=given.activations,
-        int8_peak=given.int8_peak,
         is_fresh=given.fresh,
     )
 
@@ -120,7 +117,7 @@ def measure_all(plan: Plan, journal: Journal) -> list[Row]:
                     journal.add(measure_once(plan, case, engine, round_number=round_number, model=files[engine.name]))
         traffic = traffic_of(files[plan.baseline], case)
         own = [record for record in journal.records if record.round < case.rounds and record.engine in files]
-        rows += rows_of(case, own, yardstick=Yardstick(traffic, plan.baseline, plan.int8_peak))
+        rows += rows_of(case, own, yardstick=Yardstick(traffic, plan.baseline))
     return rows
 
 
@@ -142,7 +139,7 @@ def measure_once(plan: Plan, case: Case, engine: Engine, *, round_number: int, m
         activations=plan.activations,
         states=str(plan.models / "states"),
     )
-    bandwidth = memory_bandwidth(case.threads)
+    peaks = measure_peaks(case.threads)
     before = sample_cpu()
     result = run_engine(engine, work)
     others = cores_of_others(before, sample_cpu())
@@ -151,7 +148,7 @@ def measure_once(plan: Plan, case: Case, engine: Engine, *, round_number: int, m
             say(f"    {engine.name} {kind}: {result[kind]}")
     if others is not None and others > DISTURBED_CORES:
         say(f"    other programs used {others:.1f} cores meanwhile: the numbers will not hold; stop them and give --fresh")
-    return Record(case_values(case), engine.name, round_number, bandwidth, others, result)
+    return Record(case_values(case), engine.name, round_number, peaks.bytes_per_second, 1e9 * peaks.int8, others, result)
 
 
 def recipe_of(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
@@ -162,7 +159,6 @@ def recipe_of(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
         **machine_facts(),
         **settings_of(plan),
         "set": plan.title,
-        "int8_peak_gops_per_core": plan.int8_peak,
         "baseline": plan.baseline,
         "engines": versions,
         "engine_details": details,

@@ -18,15 +18,16 @@ from minicpm4.errors import ConfigError
 class Record:
     """One run of one engine.
 
-    case: its `case_values`. bandwidth: bytes a second that the memory gave just before, to the case's threads. other_cores: how
-    many other programs used meanwhile, None where the system does not say. result: the engine's `Measured` as JSON, or
-    {"refused": why}, or {"failed": why}.
+    case: its `case_values`. bandwidth, int8_peak: bytes and int8 operations a second that the case's threads reached just before.
+    other_cores: how many other programs used meanwhile, None where the system does not say. result: the engine's `Measured` as
+    JSON, or {"refused": why}, or {"failed": why}.
     """
 
     case: Mapping[str, Any]
     engine: str
     round: int
     bandwidth: float
+    int8_peak: float
     other_cores: float | None
     result: Mapping[str, Any]
 

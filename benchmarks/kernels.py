@@ -1,4 +1,4 @@
-"""Microbenchmarks of the native executor: memory bandwidth, and the product of each format: python -m benchmarks.kernels
+"""Microbenchmarks of the native executor: the machine's peaks, the product of each format, attention: python -m benchmarks.kernels
 
 A product is run as a model runs it: by a recorded program, on the thread team, with activations coded as they are there. One
 row reads weights as decoding does, many rows compute as prefill does. So many copies of the matrix are multiplied in turn
@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
+from benchmarks.attention import Attention, AttentionCase, measure_attention
+from benchmarks.peaks import Peaks, measure_peaks, peaks_text
 from benchmarks.recipe import machine_facts, result_stem, say, with_suffix
+from benchmarks.timing import UNUSED, samples_of, table_of
 from minicpm4 import _native
-from minicpm4.deploy.bench import memory_bandwidth
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import MiniCPMError
 from minicpm4.hardware import num_cores
@@ -33,13 +33,15 @@ ROWS = (1, 2, 4, 8, 16, 512)
 MATRICES = tuple(role for role in LAYER_ROLES if "norm" not in role)
 CODE_TYPES = {"int8": np.int8, "int16": np.int16}
 CONTEXT_TOKENS = 4096
-UNUSED: dict[str, Any] = {"out": -1, "a": -1, "b": -1, "weight": -1, "vector": -1, "layer": -1, "factor": 0.0}
+KV_FORMATS = ("f16", "bf16", "int8")
+CONTEXTS = (512, 4096, 16384)
+QUERY_ROWS = (1, 64)
 
 
 @dataclass(frozen=True)
 class Product:
     """A matrix [rows_of_matrix, columns] times `batch` rows of activations. bytes: of the matrix as stored; seconds: of one
-    product, the median of the repeats, all of which are in samples. Shares are None where the limit is unknown."""
+    product, the median of the repeats, all of which are in samples. peak: of the numbers that are multiplied, int8 or f32."""
 
     format: str
     batch: int
@@ -50,45 +52,41 @@ class Product:
     gigabytes_per_second: float
     bandwidth_share: float
     gigaops_per_second: float
-    int8_peak_share: float | None
+    peak: str
+    peak_share: float
     samples: list[float]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """isa, activations: of the products. megabytes: how much all copies of a matrix take. int8_peak: Gop/s of one core."""
+    """isa, activations: of the products. megabytes: how much all copies of what is read take."""
 
     isa: str
     activations: str
     megabytes: int
     repeats: int
-    int8_peak: float | None
 
 
-def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, threads: int, bandwidth: float) -> Product:
-    """bandwidth: bytes a second that so many threads read."""
+def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, peaks: Peaks) -> Product:
+    """peaks: of as many threads as compute."""
     copies = max(2, setup.megabytes * 1_000_000 // weight.nbytes) if batch < 64 else 2
-    run = product_program(weight, setup, batch=batch, threads=threads, copies=copies)
-    run()
-    samples = []
-    for _ in range(setup.repeats):
-        start = time.perf_counter()
-        run()
-        samples.append((time.perf_counter() - start) / copies)
+    run = product_program(weight, setup, batch=batch, threads=peaks.threads, copies=copies)
+    samples = samples_of(run, copies=copies, repeats=setup.repeats)
     seconds = median(samples)
     byte_rate, operations = weight.nbytes / seconds, 2 * batch * weight.shape[0] * weight.shape[1]
-    peak = setup.int8_peak and setup.int8_peak * threads
+    peak = "f32" if weight.format.is_dense else "int8"
     return Product(
         format=weight.format.name,
         batch=batch,
-        threads=threads,
+        threads=peaks.threads,
         shape=(weight.shape[0], weight.shape[1]),
         bytes=weight.nbytes,
         seconds=seconds,
         gigabytes_per_second=byte_rate / 1e9,
-        bandwidth_share=byte_rate / bandwidth,
+        bandwidth_share=byte_rate / peaks.bytes_per_second,
         gigaops_per_second=operations / seconds / 1e9,
-        int8_peak_share=operations / seconds / 1e9 / peak if peak else None,
+        peak=peak,
+        peak_share=operations / seconds / 1e9 / (peaks.f32 if peak == "f32" else peaks.int8),
         samples=samples,
     )
 
@@ -134,14 +132,29 @@ def matrix_of(shape: str, role: str, format_name: str) -> PackedTensor:
     return random_weights(shape_config(shape, context_length=CONTEXT_TOKENS), format_name, seed=0)[0](layer_parameter(0, role))
 
 
-def table_of(products: Sequence[Product]) -> str:
-    header = ["format", "threads", "rows", "us", "GB/s", "of bandwidth", "Gop/s", "of int8 peak"]
-    lines = [header, ["---"] * len(header)]
-    for p in products:
-        peak = "-" if p.int8_peak_share is None else f"{100 * p.int8_peak_share:.0f} %"
-        numbers = [f"{1e6 * p.seconds:.0f}", f"{p.gigabytes_per_second:.1f}", f"{100 * p.bandwidth_share:.0f} %"]
-        lines.append([p.format, str(p.threads), str(p.batch), *numbers, f"{p.gigaops_per_second:.0f}", peak])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def product_table(products: Sequence[Product]) -> str:
+    header = ["format", "threads", "rows", "us", "MB", "GB/s", "of bandwidth", "Gop/s", "of peak"]
+    return table_of(
+        header, [[p.format, str(p.threads), str(p.batch), *number_cells(p), f"{100 * p.peak_share:.0f} % {p.peak}"] for p in products]
+    )
+
+
+def attention_table(results: Sequence[Attention]) -> str:
+    header = ["cache", "context", "threads", "rows", "us", "MB", "GB/s", "of bandwidth", "Gop/s", "of peak"]
+    cells = (
+        [r.kv_format, str(r.context), str(r.threads), str(r.rows), *number_cells(r), f"{100 * r.f32_peak_share:.0f} % f32"] for r in results
+    )
+    return table_of(header, list(cells))
+
+
+def number_cells(result: Product | Attention) -> list[str]:
+    return [
+        f"{1e6 * result.seconds:.0f}",
+        f"{result.bytes / 1e6:.2f}",
+        f"{result.gigabytes_per_second:.1f}",
+        f"{100 * result.bandwidth_share:.0f} %",
+        f"{result.gigaops_per_second:.0f}",
+    ]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -153,42 +166,59 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, num_cores()}), metavar="N")
     parser.add_argument("--isa", default=_native.usable_isas()[0], choices=_native.usable_isas())
     parser.add_argument("--activations", default="int8", choices=tuple(CODE_TYPES))
-    parser.add_argument("--megabytes", type=int, default=256, help="that all copies of a matrix take; more than the caches")
+    parser.add_argument("--kv-formats", nargs="*", default=list(KV_FORMATS), choices=(*KV_FORMATS, "f32"), help="of attention's cache")
+    parser.add_argument("--contexts", nargs="*", type=int, default=list(CONTEXTS), metavar="N", help="tokens that attention sees")
+    parser.add_argument("--megabytes", type=int, default=256, help="that all copies of a matrix or cache take; more than the caches")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--int8-peak", type=float, metavar="GOPS", help="int8 Gop/s of one core; no share without it")
     parser.add_argument("--output", type=Path, metavar="STEM", help="results/<date>-kernels unless given")
     return parser.parse_args(arguments)
 
 
-def measure_all(given: argparse.Namespace, setup: Setup) -> tuple[dict[int, float], list[Product]]:
-    """Bytes a second that each number of threads reads, and the products."""
-    bandwidths, products = dict[int, float](), list[Product]()
-    for threads in given.threads:
-        bandwidths[threads] = memory_bandwidth(threads)
-        for format_name in given.formats:
-            say(f"{format_name}, {threads} thread(s), which read {bandwidths[threads] / 1e9:.1f} GB/s")
-            weight = matrix_of(given.shape, given.matrix, format_name)
-            for batch in given.rows:
-                products.append(measure_product(weight, setup, batch=batch, threads=threads, bandwidth=bandwidths[threads]))
-    return bandwidths, products
+def measure_products(given: argparse.Namespace, setup: Setup, peaks: Peaks) -> list[Product]:
+    products = list[Product]()
+    for format_name in given.formats:
+        say(f"{format_name}, {peaks.threads} thread(s)")
+        weight = matrix_of(given.shape, given.matrix, format_name)
+        products += [measure_product(weight, setup, batch=batch, peaks=peaks) for batch in given.rows]
+    return products
+
+
+def measure_attentions(given: argparse.Namespace, setup: Setup, peaks: Peaks) -> list[Attention]:
+    config = shape_config(given.shape, context_length=CONTEXT_TOKENS)
+    results = list[Attention]()
+    for kv_format in given.kv_formats:
+        say(f"attention, {kv_format}, {peaks.threads} thread(s)")
+        case = AttentionCase(kv_format, 0, 0, peaks.threads, setup.megabytes)
+        for context in given.contexts:
+            cases = (replace(case, context=context, rows=rows) for rows in QUERY_ROWS if rows <= context)
+            results += [measure_attention(config, each, isa=setup.isa, repeats=setup.repeats, peaks=peaks) for each in cases]
+    return results
 
 
 def main() -> None:
     given = parse()
-    setup = Setup(given.isa, given.activations, given.megabytes, given.repeats, given.int8_peak)
+    setup = Setup(given.isa, given.activations, given.megabytes, given.repeats)
+    peaks, products, attentions = list[Peaks](), list[Product](), list[Attention]()
     try:
-        bandwidths, products = measure_all(given, setup)
+        for threads in given.threads:
+            peaks.append(measure_peaks(threads, isa=given.isa))
+            say(peaks_text(peaks[-1]))
+            products += measure_products(given, setup, peaks[-1])
+            attentions += measure_attentions(given, setup, peaks[-1])
     except MiniCPMError as error:
         sys.exit(f"error: {error}")
+    facts = machine_facts() | {"shape": given.shape, "matrix": given.matrix, **asdict(setup)}
+    results = {"peaks": peaks, "products": products, "attention": attentions}
     stem = given.output or result_stem("kernels")
-    facts = machine_facts() | {"shape": given.shape, "matrix": given.matrix, "bytes_per_second": bandwidths, **asdict(setup)}
-    result = {"recipe": facts, "products": [asdict(product) for product in products]}
-    with_suffix(stem, ".json").write_text(json.dumps(result, indent=1) + "\n")
-    read = ", ".join(f"{threads} threads read {rate / 1e9:.1f} GB/s" for threads, rate in bandwidths.items())
-    where = f"{facts['date']}, {facts['machine']}, commit {facts['commit']}"
-    heading = f"{given.shape} {given.matrix}, {given.isa}, {given.activations}; {where}; {read}"
-    with_suffix(stem, ".md").write_text(f"{heading}\n\n{table_of(products)}")
-    print(table_of(products))
+    as_json = {name: [asdict(each) for each in found] for name, found in results.items()}  # type: ignore[attr-defined]
+    with_suffix(stem, ".json").write_text(json.dumps({"recipe": facts, **as_json}, indent=1) + "\n")
+    heading = (
+        f"{given.shape} {given.matrix}, {given.isa}, {given.activations}; {facts['date']}, {facts['machine']}, commit {facts['commit']}"
+    )
+    limits = "".join(f"- {peaks_text(each)}\n" for each in peaks)
+    text = f"{heading}\n\n{limits}\n{product_table(products)}\n{attention_table(attentions)}"
+    with_suffix(stem, ".md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import minicpm4
@@ -14,6 +15,7 @@ from minicpm4 import _native
 from minicpm4.deploy.bench import source_commit
 from minicpm4.hardware import cpu_name
 
+PACKAGE = Path(minicpm4.__file__).parent
 RESULTS = Path(__file__).resolve().parent / "results"
 MISSING_MATPLOTLIB = "matplotlib is not installed, so there is no picture: pip install matplotlib"
 
@@ -37,9 +39,17 @@ def machine_facts() -> dict[str, object]:
 
 def build_digest() -> str:
     """Tells builds of one commit apart while it is worked on: a sum over the package's sources and its native module."""
-    package = Path(minicpm4.__file__).parent
+    return digest_of([*sorted(PACKAGE.rglob("*.py")), Path(_native.__file__)])
+
+
+def sources_digest(places: Sequence[str]) -> str:
+    """A sum over the sources of these folders of the package."""
+    return digest_of([path for place in places for path in sorted((PACKAGE / place).rglob("*.py"))])
+
+
+def digest_of(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in [*sorted(package.rglob("*.py")), Path(_native.__file__)]:
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

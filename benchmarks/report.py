@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.summary import Rate, Row
+from benchmarks.summary import MEMORY_MARGIN_MB, OURS, Rate, Row
+
+MEMORY_NOTE = (
+    "Memory: the largest resident size of the process, mapped pages of the file and the interpreter included; of ours, no more is wanted "
+    f"than the file, the cache that it allocated, and {MEMORY_MARGIN_MB:.0f} MB."
+)
 
 
 def markdown_of(rows: Sequence[Row], *, engines: Sequence[str], baseline: str, heading: str) -> str:
@@ -15,10 +20,10 @@ def markdown_of(rows: Sequence[Row], *, engines: Sequence[str], baseline: str, h
     header += ["target", "per token", "ours", "share of limit"]
     speed = table_lines(header, [cells_of(row, engines=engines, others=others) for row in rows])
     memory = table_lines(
-        ["work", "file, MB", *(f"{name}, peak MB" for name in engines), *(f"{name}, load s" for name in engines)],
+        ["work", "file, MB", "cache, MB", *(f"{name}, peak MB" for name in engines), "goal", *(f"{name}, load s" for name in engines)],
         [memory_cells(row, engines=engines) for row in {row.case: row for row in rows}.values()],
     )
-    lines = [heading, "", *speed, "", *memory]
+    lines = [heading, "", *speed, "", MEMORY_NOTE, "", *memory]
     notes = list(dict.fromkeys(f"- {row.case}, {name} {note}" for row in rows for name, note in row.notes.items()))
     return "\n".join([*lines, *(["", *notes] if notes else []), ""])
 
@@ -31,7 +36,18 @@ def memory_cells(row: Row, *, engines: Sequence[str]) -> list[str]:
     costs = [row.costs.get(name) for name in engines]
     peaks = ["-" if cost is None else f"{cost.peak_memory_mb:.0f}" for cost in costs]
     loads = ["-" if cost is None else f"{cost.load_seconds:.2f}" for cost in costs]
-    return [row.case, f"{row.file_mb:.0f}", *peaks, *loads]
+    ours = row.costs.get(OURS)
+    cache = "-" if ours is None or ours.kv_mb is None else f"{ours.kv_mb:.0f}"
+    return [row.case, f"{row.file_mb:.0f}", cache, *peaks, memory_verdict(row), *loads]
+
+
+def memory_verdict(row: Row) -> str:
+    """Whether ours took no more than the goal allows."""
+    goal = row.memory_goal_mb
+    if goal is None:
+        return "-"
+    excess = row.costs[OURS].peak_memory_mb - goal
+    return f"<= {goal:.0f}: met" if excess <= 0 else f"<= {goal:.0f}: not met, {excess:.0f} MB more"
 
 
 def cells_of(row: Row, *, engines: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -41,6 +41,12 @@ PROGRAMS = {
     "llama.cpp": Program("llamacpp", "llama_cpp", "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python"),
     "openvino": Program("openvino", "openvino_genai", "pip install openvino-genai", architecture="llama"),
     "ctranslate2": Program("ctranslate2", "ctranslate2", "pip install ctranslate2 gguf", architecture="llama"),
+    "onnxruntime-genai": Program(
+        "onnxruntime_genai",
+        "onnxruntime_genai",
+        "pip install onnxruntime-genai onnx-ir transformers torch gguf",
+        architecture="llama",
+    ),
     "minicpm4": Program("minicpm4", "minicpm4", "pip install ."),
 }
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from benchmarks.cases import Case, case_values
 from benchmarks.journal import Record
 from benchmarks.traffic import Traffic
 
 OURS = "minicpm4"
+MEMORY_MARGIN_MB = 80.0  # that the goal allows beside the file and the cache
 MEASURES = {"prefill": "prefill_seconds", "decode": "decode_seconds_per_token"}
 
 
@@ -26,10 +28,12 @@ class Rate:
 
 @dataclass(frozen=True)
 class Cost:
-    """peak_memory_mb: the most of all rounds. load_seconds: the median of them, with the file in the page cache."""
+    """peak_memory_mb: the most of all rounds. load_seconds: the median of them, with the file in the page cache. kv_mb: of the cache
+    that the engine allocated, None where it does not say."""
 
     peak_memory_mb: float
     load_seconds: float
+    kv_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Row:
     """One measure of one case. rates, costs: by engine. ratios: of medians, to the baseline; round_ratios: the lowest and the highest
     ratio of a single round, which shows how far chance goes. notes: why an engine has no rate.
     giga_per_second: what our rate means in GB/s read (decode) or Gop/s computed (prefill); limit: the memory's speed measured
-    beside it, or the stated peak; share: of that limit. None where unknown."""
+    beside it, or its int8 peak; share: of that limit. None where unknown."""
 
     case: str
     measure: str
@@ -53,14 +57,19 @@ class Row:
     limit: float | None
     share: float | None
 
+    @property
+    def memory_goal_mb(self) -> float | None:
+        """The most that ours may take: the file, the cache that it allocated, and a margin. None where it did not run."""
+        cost = self.costs.get(OURS)
+        return None if cost is None or cost.kv_mb is None else self.file_mb + cost.kv_mb + MEMORY_MARGIN_MB
+
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What a case is measured by. baseline: the engine that ratios are made to. int8_peak: Gop/s of one core, if known."""
+    """What a case is measured by. baseline: the engine that ratios are made to."""
 
     traffic: Traffic
     baseline: str
-    int8_peak: float | None = None
 
 
 def rows_of(case: Case, records: Sequence[Record], *, yardstick: Yardstick) -> list[Row]:
@@ -75,9 +84,8 @@ def make_row(case: Case, records: Sequence[Record], *, measure: str, yardstick: 
     rates = {name: rate_of(values) for name, values in samples.items() if values}
     mega = (traffic.bytes_per_token if measure == "decode" else traffic.operations_per_token) / 1e6
     giga = rates[OURS].median * mega / 1e3 if OURS in rates else None
-    limit = yardstick.int8_peak and yardstick.int8_peak * case.threads
-    if measure == "decode":
-        limit = median(record.bandwidth for record in records) / 1e9 if records else None
+    limits = [record.bandwidth if measure == "decode" else record.int8_peak for record in records]
+    limit = median(limits) / 1e9 if limits else None
     return Row(
         case=case.label,
         measure=measure,
@@ -130,8 +138,16 @@ def round_ratios(case: Case, records: Sequence[Record], *, measure: str, baselin
 def costs_of(records: Sequence[Record]) -> dict[str, Cost]:
     """By engine, of those that did the work."""
     done = [record for record in records if "load_seconds" in record.result]
-    results = {name: [record.result for record in done if record.engine == name] for name in engines_of(done)}
-    return {name: Cost(max(r["peak_memory_mb"] for r in own), median(r["load_seconds"] for r in own)) for name, own in results.items()}
+    return {name: cost_of([record.result for record in done if record.engine == name]) for name in engines_of(done)}
+
+
+def cost_of(results: Sequence[Mapping[str, Any]]) -> Cost:
+    kv_bytes = [result["details"]["kv_bytes"] for result in results if "kv_bytes" in result["details"]]
+    return Cost(
+        peak_memory_mb=max(result["peak_memory_mb"] for result in results),
+        load_seconds=median(result["load_seconds"] for result in results),
+        kv_mb=max(kv_bytes) / 1e6 if kv_bytes else None,
+    )
 
 
 def notes_of(records: Iterable[Record]) -> dict[str, str]:

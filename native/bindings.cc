@@ -1,11 +1,14 @@
 // Python's view of the native executor. Shapes were checked by the caller; sizes are checked here once more, by name.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <numeric>
+#include <optional>
 #include <random>
 #include <stdexcept>
 
@@ -174,6 +177,29 @@ double read_bandwidth(const std::string& isa, Team& team, size_t bytes, int repe
   return best;
 }
 
+// Operations a second of the whole team, of the best of `repeats` runs of at least 10 ms; nothing where this machine has no such unit.
+std::optional<double> peak_rate(const std::string& isa, const std::string& number, Team& team, int repeats) {
+  const Kernels& kernels = kernels_named(isa);
+  require(number == "int8" || number == "f32" || number == "bf16", "a peak is of int8, f32 or bf16");
+  const PeakFunction compute = number == "int8" ? kernels.peak_int8 : number == "f32" ? kernels.peak_f32 : peak_bf16();
+  if (!compute) return std::nullopt;
+  double best = 0;
+  const nb::gil_scoped_release unlocked;
+  for (size_t rounds = 1024; repeats > 0;) {
+    std::vector<double> operations(team.size() * 8);
+    const auto start = std::chrono::steady_clock::now();
+    team.run([&](int member) { operations[member * 8] = compute(rounds); });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    if (seconds.count() < 0.01) {
+      rounds *= 2;
+      continue;
+    }
+    best = std::max(best, std::accumulate(operations.begin(), operations.end(), 0.0) / seconds.count());
+    --repeats;
+  }
+  return best;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -190,6 +216,7 @@ NB_MODULE(_native, m) {
     return names;
   });
   m.def("read_bandwidth", &read_bandwidth, nb::arg("isa"), nb::arg("team"), nb::arg("bytes"), nb::arg("repeats"));
+  m.def("peak_rate", &peak_rate, nb::arg("isa"), nb::arg("number"), nb::arg("team"), nb::arg("repeats"));
 
   nb::enum_<Op>(m, "Op")
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)

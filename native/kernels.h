@@ -92,6 +92,9 @@ constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim
   return static_cast<size_t>(rows) * group_heads * (2 * partial_floats(padded_dim) + padded_dim / 2 + 16);  // codes take the rest
 }
 
+// Computes for so many rounds in registers alone, to measure the units' speed; returns the multiplications and additions done.
+using PeakFunction = double (*)(size_t rounds);
+
 struct Kernels {
   const char* name;
 
@@ -119,6 +122,7 @@ struct Kernels {
   void (*merge_stretches)(const float* partials, size_t stride, int count, int head_dim, float* out);
 
   float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
+  PeakFunction peak_int8, peak_f32;                    // the same for the units of products
 };
 
 // The table of an instruction set, or null where it was not built for this architecture.
@@ -126,5 +130,7 @@ const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_neon();
+
+PeakFunction peak_bf16();  // null where this machine or this build has no dot product of bf16
 
 }  // namespace minicpm4

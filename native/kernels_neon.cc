@@ -11,17 +11,19 @@ namespace minicpm4::ISA {
 constexpr int kRowBlock = 4;  // rows of activations that share a decoded weight
 constexpr int kAttendRows = 4;     // (query, head) pairs that share a key
 constexpr int kScoreVectors = 1;   // vectors of 16 keys whose scores are in registers together
+constexpr int kPeakCodeRows = 3, kPeakFloatRows = 3;  // whose sums are in registers together while peaks are measured
 }
 #include "kernels_common.h"
 // after the common pieces
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "peak.h"
 
 namespace minicpm4 {
 const Kernels* kernels_neon() {
   using namespace ISA;
-  static constexpr Kernels table = {kName, multiply, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values, attend, merge_stretches, read_all};
+  static constexpr Kernels table = {kName, multiply, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values, attend, merge_stretches, read_all, peak_int8, peak_f32};
   return &table;
 }
 }  // namespace minicpm4

@@ -6,15 +6,13 @@ one's time is the prompt's, what follows is decoding, a greedy choice included. 
 
 from __future__ import annotations
 
-import multiprocessing
-import tempfile
 import time
 from pathlib import Path
 
 import ctranslate2
 
 from benchmarks.engines.ctranslate2_model import convert
-from benchmarks.engines.work import CannotDo, Measured, Work, peak_memory_mb, run_program
+from benchmarks.engines.work import CannotDo, Measured, Work, convert_once, peak_memory_mb, run_program
 
 MAX_FILE_BYTES = 1 << 30  # the conversion holds all values as float32
 
@@ -22,7 +20,7 @@ MAX_FILE_BYTES = 1 << 30  # the conversion holds all values as float32
 def measure(work: Work) -> Measured:
     if Path(work.model).stat().st_size > MAX_FILE_BYTES:
         raise CannotDo("its conversion would take more memory than is sensible for a model of this size")
-    folder = converted_model(work)
+    folder = convert_once(work, convert, suffix="ctranslate2")
     start = time.perf_counter()
     generator = ctranslate2.Generator(str(folder), device="cpu", compute_type="int8", intra_threads=work.threads, inter_threads=1)
     load_seconds = time.perf_counter() - start
@@ -33,19 +31,6 @@ def measure(work: Work) -> Measured:
     decode = [decode_seconds(generator, work, vocab_size=vocab_size) for _ in range(work.repeats if work.decode else 0)]
     details: dict[str, object] = {"compute_type": generator.compute_type}
     return Measured(prefill, decode, load_seconds, peak_memory_mb(), ctranslate2.__version__, details)
-
-
-def converted_model(work: Work) -> Path:
-    """Made by a process of its own, so that its memory is not counted here."""
-    source = Path(work.model)
-    folder = Path(work.states or tempfile.gettempdir()) / f"{source.stem}-{source.stat().st_size}.ctranslate2"
-    if not folder.exists():
-        process = multiprocessing.get_context("spawn").Process(target=convert, args=(work.model, str(folder)))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(f"{source.name} could not be converted; what went wrong is above")
-    return folder
 
 
 def decode_seconds(generator: ctranslate2.Generator, work: Work, *, vocab_size: int) -> float:

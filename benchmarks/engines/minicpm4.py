@@ -39,6 +39,7 @@ class MiniCPM4:
         self.details: dict[str, object] = {
             "activations": options.activations,
             "kv_format": options.kv_format,
+            "kv_bytes": self.executor.kv_bytes,
             "weight_bytes_per_token": self.executor.weight_bytes,
             **{choice.what: choice.value for choice in self.executor.choices},
         }

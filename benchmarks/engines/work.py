@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -132,6 +134,23 @@ def peak_memory_mb() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def convert_once(work: Work, convert: Callable[[str, str], None], *, suffix: str) -> Path:
+    """The folder with the model in an engine's own format, converted from its file unless it is there.
+
+    convert: from a file to a folder, which appears when it is whole. It runs in a process of its own, so that its memory is not
+    counted here.
+    """
+    source = Path(work.model)
+    folder = Path(work.states or tempfile.gettempdir()) / f"{source.stem}-{source.stat().st_size}.{suffix}"
+    if not folder.exists():
+        process = multiprocessing.get_context("spawn").Process(target=convert, args=(work.model, str(folder)))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{source.name} could not be converted; what went wrong is above")
+    return folder
 
 
 def work_from_arguments(arguments: list[str], *, description: str | None) -> Work:

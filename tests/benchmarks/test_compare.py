@@ -11,6 +11,7 @@ from benchmarks import compare, report
 from benchmarks.against import commit_of
 from benchmarks.cases import SETS, Case, case_from, case_values, read_cases
 from benchmarks.journal import Record, open_journal
+from benchmarks.peaks import Peaks
 from benchmarks.quiet import CpuSample, cores_of_others
 from benchmarks.runner import find_engines
 from benchmarks.summary import Yardstick, rows_of
@@ -21,12 +22,13 @@ from tests.checkpoint.checkpoint_files import TINY_JSON
 
 CASE = Case(name="toy", source="0.5B", format="q4_0", prefill=100, decode=4, streams=2)
 TRAFFIC = Traffic(file_bytes=3_000_000, bytes_per_token=1e8, operations_per_token=5e8)
-YARDSTICK = Yardstick(TRAFFIC, "llama.cpp", int8_peak=400.0)
+YARDSTICK = Yardstick(TRAFFIC, "llama.cpp")
 
 
 def record(engine: str, round: int, *, prefill: list[float], decode: list[float], case: Case = CASE) -> Record:
     result = {"prefill_seconds": prefill, "decode_seconds_per_token": decode, "load_seconds": 1.0 + round, "peak_memory_mb": 50.0 - round}
-    return Record(case_values(case), engine, round, 20e9, 0.0, {**result, "version": "7", "details": {}})
+    details = {"kv_bytes": 4_000_000} if engine == "minicpm4" else {}
+    return Record(case_values(case), engine, round, 20e9, 800e9, 0.0, {**result, "version": "7", "details": details})
 
 
 RECORDS = [
@@ -82,7 +84,7 @@ def test_rows_are_medians_and_ratios_of_medians() -> None:
     assert prefill.ratios == {"minicpm4": pytest.approx(100 / 37.5)}
     assert prefill.round_ratios == {"minicpm4": (pytest.approx(2), pytest.approx(4))}
     assert prefill.giga_per_second == pytest.approx(100 * 0.5)
-    assert prefill.share == pytest.approx(50 / 800)  # of two threads' peak
+    assert prefill.share == pytest.approx(50 / 800)
     ours = decode.rates["minicpm4"]
     assert (ours.median, ours.lowest, ours.highest, ours.samples) == (pytest.approx(100), pytest.approx(50), pytest.approx(100), 4)
     assert decode.ratios["minicpm4"] == pytest.approx(100 / 25)
@@ -92,16 +94,15 @@ def test_rows_are_medians_and_ratios_of_medians() -> None:
 
 
 def test_an_engine_that_did_nothing_is_a_note() -> None:
-    refused = Record(case_values(CASE), "openvino", 0, 20e9, None, {"refused": "no streams"})
+    refused = Record(case_values(CASE), "openvino", 0, 20e9, 800e9, None, {"refused": "no streams"})
     elsewhere = record("ctranslate2", 0, prefill=[1.0], decode=[1.0], case=replace(CASE, threads=1))
-    row = rows_of(CASE, [*RECORDS, refused, elsewhere], yardstick=replace(YARDSTICK, int8_peak=None))[0]
+    row = rows_of(CASE, [*RECORDS, refused, elsewhere], yardstick=YARDSTICK)[0]
     assert row.notes == {"openvino": "refused: no streams"}
     assert row.rates.keys() == {"minicpm4", "llama.cpp"}
-    assert row.share is row.limit is None
 
 
 def test_a_table_shows_rates_ratios_and_notes() -> None:
-    refused = Record(case_values(CASE), "openvino", 0, 20e9, None, {"refused": "no streams"})
+    refused = Record(case_values(CASE), "openvino", 0, 20e9, 800e9, None, {"refused": "no streams"})
     rows = rows_of(CASE, [*RECORDS, refused], yardstick=YARDSTICK)
     text = report.markdown_of(rows, engines=["minicpm4", "llama.cpp", "openvino"], baseline="llama.cpp", heading="A heading.")
     lines = text.splitlines()
@@ -110,6 +111,15 @@ def test_a_table_shows_rates_ratios_and_notes() -> None:
     assert "| 100.0 (50.0 to 100.0) | 25.0 (25.0 to 50.0) | - | 4.00 (2.67 to 3.00)" in text
     assert "10.0 GB/s | 50 % of 20.0 |" in text
     assert lines[-1] == "- toy, 2 threads, openvino refused: no streams"
+
+
+@pytest.mark.parametrize(("peak", "verdict"), [(87.0, "<= 87: met"), (90.0, "<= 87: not met, 3 MB more")])
+def test_memory_is_judged_by_the_file_and_the_cache(peak: float, verdict: str) -> None:
+    (row, _) = rows_of(CASE, RECORDS, yardstick=YARDSTICK)
+    assert row.memory_goal_mb == pytest.approx(3 + 4 + 80)
+    cost = replace(row.costs["minicpm4"], peak_memory_mb=peak)
+    assert report.memory_verdict(replace(row, costs={"minicpm4": cost})) == verdict
+    assert report.memory_verdict(replace(row, costs={"llama.cpp": row.costs["llama.cpp"]})) == "-"
 
 
 def test_a_picture_is_drawn_where_it_can_be(tmp_path: Path) -> None:
@@ -161,12 +171,12 @@ def test_engines_are_found_or_their_remedy_is_said() -> None:
 
 def test_a_comparison_from_end_to_end_and_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The engines are real, their clocks do not matter; the second time nothing is measured."""
-    monkeypatch.setattr(compare, "memory_bandwidth", lambda threads: 1e9)
+    monkeypatch.setattr(compare, "measure_peaks", lambda threads: Peaks(threads, 1e9, int8=1.0, bf16=None, f32=1.0))
     monkeypatch.setattr(compare, "settings_of", lambda plan: {"seed": plan.seed})  # sources may be edited while tests run
     (tmp_path / "config.json").write_text(json.dumps(TINY_JSON))
     case = {"name": "toy", "source": str(tmp_path / "config.json"), "format": "q4_0", "decode": 2, "rounds": 1, "threads": 1}
     (tmp_path / "cases.json").write_text(json.dumps([case]))
-    others = [option for name in ("llama.cpp", "openvino", "ctranslate2") for option in ("--without", name)]
+    others = [option for name in ("llama.cpp", "openvino", "ctranslate2", "onnxruntime-genai") for option in ("--without", name)]
     arguments = ["--cases", str(tmp_path / "cases.json"), "--models-dir", str(tmp_path), "--output", str(tmp_path / "out.1"), *others]
     monkeypatch.setattr("sys.argv", ["compare", *arguments])
     compare.main()

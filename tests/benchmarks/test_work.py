@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.engines import work as work_module
 from benchmarks.engines.minicpm4 import MiniCPM4, stream_step
-from benchmarks.engines.work import CannotDo, Measured, Work, arguments_of, measure_steps, run_program, work_from_arguments
+from benchmarks.engines.work import CannotDo, Measured, Work, arguments_of, convert_once, measure_steps, run_program, work_from_arguments
 from benchmarks.write_model import write_model
 from minicpm4.model import single_step
 from tests.checkpoint.checkpoint_files import TINY_JSON
@@ -34,6 +34,24 @@ class Watched:
 
     def decode(self, tokens: list[int], position: int) -> None:
         self.calls.append(("decode", len(tokens), position))
+
+
+def make_folder(source: str, target: str) -> None:
+    """Stands for a conversion; runs in another process."""
+    Path(target).mkdir()
+    (Path(target) / Path(source).read_text()).touch()
+
+
+def test_a_model_is_converted_once(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("converted")
+    work = Work(model=str(tmp_path / "model.gguf"), states=str(tmp_path))
+    folder = convert_once(work, make_folder, suffix="toy")
+    assert folder == tmp_path / "model-9.toy"
+    assert [path.name for path in folder.iterdir()] == ["converted"]
+    assert convert_once(work, make_folder, suffix="toy") == folder
+    (tmp_path / "model.gguf").write_text("a/b")
+    with pytest.raises(RuntimeError, match=r"model\.gguf could not be converted; what went wrong is above"):
+        convert_once(work, make_folder, suffix="toy")
 
 
 def test_the_order_of_work() -> None:

@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "../cpu.h"
 #include "../half.h"
 #include "../kernels.h"
 #include "../packing.h"
@@ -306,22 +307,16 @@ int main() {
   const auto add = [&](const Kernels* (*table)(), bool is_usable) {
     if (table && is_usable && table()) tables.push_back(table());
   };
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
-#else
-  const bool has_avx2 = false, has_avx512 = false;
-#endif
+  const Cpu cpu = this_cpu();
 #if defined(MINICPM4_EMULATED)
   const bool is_emulated = true;
 #else
   const bool is_emulated = false;
 #endif
   add(kernels_generic, true);
-  add(kernels_avx2, has_avx2);
-  add(kernels_avx512, has_avx512 || is_emulated);
-  add(kernels_neon, true);
+  add(kernels_avx2, cpu.avx2);
+  add(kernels_avx512, cpu.avx512 || is_emulated);
+  add(kernels_neon, cpu.neon);
   for (const Kernels* kernels : tables) check(*kernels);
   std::printf("%d failures\n", failures);
   return failures > 0 || tables.empty();

@@ -45,6 +45,7 @@ std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> found;
   if (cpu.avx512 && kernels_avx512()) found.push_back(kernels_avx512());
   if (cpu.avx2 && kernels_avx2()) found.push_back(kernels_avx2());
+  if (cpu.neon_i8mm && kernels_neon_i8mm()) found.push_back(kernels_neon_i8mm());
   if (cpu.neon && kernels_neon()) found.push_back(kernels_neon());
   found.push_back(kernels_generic());
   return found;

@@ -10,7 +10,7 @@ namespace minicpm4 {
 
 // One field for each table of kernels but the generic one.
 struct Cpu {
-  bool avx512 = false, avx2 = false, neon = false;
+  bool avx512 = false, avx2 = false, neon = false, neon_i8mm = false;
 };
 
 inline Cpu this_cpu() {
@@ -24,6 +24,7 @@ inline Cpu this_cpu() {
   // The first 64-bit ARM cores have no dot products: the unit's -march names more than the architecture promises.
   const unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_ATOMICS;
   cpu.neon = (getauxval(AT_HWCAP) & needed) == needed;
+  cpu.neon_i8mm = cpu.neon && (getauxval(AT_HWCAP2) & HWCAP2_I8MM);
 #endif
   return cpu;
 }

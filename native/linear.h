@@ -56,19 +56,26 @@ inline GroupScales group_scales(const uint8_t* shared, const uint8_t* own) {
   return s;
 }
 
-// A row's dot products with a group, in lanes of weight rows; code bytes are summed as exact integers. terms: bytes of a code.
-template <int width, int terms>
+// What Dot<width> is to a row, for two rows at once; only where kPairsRows.
+template <int width>
+class PairDot;
+template <int rows>
+constexpr bool kIsPaired = kPairsRows && rows % 2 == 0;
+
+// Dot products with a group, in lanes of weight rows; code bytes are summed as exact integers. Sums: the Dot of a row, or the PairDot
+// of two, which takes two places and says one total at a time. terms: bytes of a code.
+template <class Sums, int terms>
 struct GroupDot {
-  Dot<width> high, low;
+  Sums high, low;
 
   template <int c>
-  void add(u8x64 weights, const Codes& x, size_t at) {
-    high.template add<c>(weights, x.high + at);
-    if constexpr (terms == 2) low.template add<c>(weights, x.low + at);
+  void add(u8x64 weights, const Codes& x, auto... at) {
+    high.template add<c>(weights, x.high + at...);
+    if constexpr (terms == 2) low.template add<c>(weights, x.low + at...);
   }
-  f32x16 total() const {
-    if constexpr (terms == 2) return fma(to_f32(high.total()), broadcast(kHighCode), to_f32(low.total()));
-    return to_f32(high.total());
+  f32x16 total(auto... index) const {
+    if constexpr (terms == 2) return fma(to_f32(high.total(index...)), broadcast(kHighCode), to_f32(low.total(index...)));
+    return to_f32(high.total(index...));
   }
 };
 
@@ -78,20 +85,32 @@ inline void multiply_group(const uint8_t* planes, const uint8_t* shared, const u
   constexpr bool is_halved = kind == Scales::k_halves, is_signed = width == 8 && kSignedBytes;
   constexpr int effective_zero = is_signed ? zero - 128 : zero;
   const size_t groups = x.columns / kGroupColumns;
-  GroupDot<width, terms> dot[rows][2];  // [1] for columns 16..31 where halves differ
+  using Sums = std::conditional_t<kIsPaired<rows>, PairDot<width>, Dot<width>>;
+  GroupDot<Sums, terms> dot[kIsPaired<rows> ? rows / 2 : rows][2];  // [1] for columns 16..31 where halves differ
   unroll<8>([&](auto c) {
     constexpr int half = is_halved && c >= 4;
     const u8x64 weights = chunk<width, c>(planes);
-    for (int r = 0; r < rows; ++r)
-      dot[r][half].template add<is_halved ? c % 4 : c()>(weights, x.codes, static_cast<size_t>(row + r) * x.columns + kGroupColumns * group + 4 * c);
+    if constexpr (!kIsPaired<rows>) {
+      for (int r = 0; r < rows; ++r)
+        dot[r][half].template add<is_halved ? c % 4 : c()>(weights, x.codes, static_cast<size_t>(row + r) * x.columns + kGroupColumns * group + 4 * c);
+    } else {
+      for (int r = 0; r < rows; r += 2) {
+        const size_t at = static_cast<size_t>(row + r) * x.columns + kGroupColumns * group + 4 * c;
+        dot[r / 2][half].template add<is_halved ? c % 4 : c()>(weights, x.codes, at, at + x.columns);
+      }
+    }
   });
+  const auto total = [&](int r, int half) {
+    if constexpr (kIsPaired<rows>) return dot[r / 2][half].total(r % 2);
+    else return dot[r][half].total();
+  };
   const GroupScales s = group_scales<kind, effective_zero>(shared, own);
   for (int r = 0; r < rows; ++r) {
     const size_t at = (row + r) * groups + group;
     const f32x16 scale = broadcast(x.codes.scales[at]);
-    acc[r] = fma(mul(s.scale[0], scale), dot[r][0].total(), acc[r]);
+    acc[r] = fma(mul(s.scale[0], scale), total(r, 0), acc[r]);
     if constexpr (is_halved) {
-      acc[r] = fma(mul(s.scale[1], scale), dot[r][1].total(), acc[r]);
+      acc[r] = fma(mul(s.scale[1], scale), total(r, 1), acc[r]);
       acc[r] = fma(s.offset[0], broadcast(x.codes.half_sums[2 * at]), acc[r]);
       acc[r] = fma(s.offset[1], broadcast(x.codes.half_sums[2 * at + 1]), acc[r]);
     } else if constexpr (effective_zero != 0 || kind == Scales::affine || kind == Scales::k_affine) {

@@ -265,14 +265,14 @@ struct CodedMath {
   template <int rows>
   static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int num_pairs, const AttendRow* row, float (*scores)[kPageTokens]) {
     for (int first = 0; first < kVectors; first += vectors) {
-      GroupDot<8, terms> dot[rows][vectors];
+      GroupDot<Dot<8>, terms> dot[rows][vectors];
       const QueryCode& query = row[0].code;  // those of the other rows follow
       const auto add_columns = [&](auto c, int d, size_t code) {
         unroll<vectors>([&](auto j) {
           const size_t at = key_at<Cache>(d, 16 * (first + j));
           __builtin_prefetch(next.keys + at);
           const u8x64 keys = load_bytes(page.keys + at);
-          unroll<rows>([&](auto r) { dot[r][j].template add<c>(keys, query.high + code + 4 * r, query.low + (terms == 2 ? code + 4 * r : 0)); });
+          unroll<rows>([&](auto r) { dot[r][j].template add<c>(keys, &query.high, &query.low, code + 4 * r); });
         });
       };
       add_columns(std::integral_constant<int, 0>{}, 0, 0);

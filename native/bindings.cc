@@ -12,6 +12,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "cpu.h"
 #include "half.h"
 #include "packing.h"
 #include "program.h"
@@ -43,16 +44,12 @@ KvFormat kv_format_named(const std::string& name) {
 
 // The instruction sets that were built and that this CPU has, best first.
 std::vector<const Kernels*> usable_kernels() {
+  const Cpu cpu = this_cpu();
   std::vector<const Kernels*> found;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  if (has_avx512 && kernels_avx512()) found.push_back(kernels_avx512());
-  if (has_avx2 && kernels_avx2()) found.push_back(kernels_avx2());
-#endif
-  if (kernels_neon()) found.push_back(kernels_neon());
+  if (cpu.avx512 && kernels_avx512()) found.push_back(kernels_avx512());
+  if (cpu.avx2 && kernels_avx2()) found.push_back(kernels_avx2());
+  if (cpu.neon_i8mm && kernels_neon_i8mm()) found.push_back(kernels_neon_i8mm());
+  if (cpu.neon && kernels_neon()) found.push_back(kernels_neon());
   found.push_back(kernels_generic());
   return found;
 }

@@ -130,6 +130,7 @@ const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_neon();
+const Kernels* kernels_neon_i8mm();
 
 PeakFunction peak_bf16();  // null where this machine or this build has no dot product of bf16
 

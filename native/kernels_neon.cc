@@ -5,8 +5,8 @@
 #include "kernels.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
-#include "simd/neon.h"
 #define ISA neon
+#include "simd/neon_dotprod.h"
 namespace minicpm4::ISA {
 constexpr int kRowBlock = 4;  // rows of activations that share a decoded weight
 constexpr int kAttendRows = 4;     // (query, head) pairs that share a key

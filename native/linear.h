@@ -56,19 +56,34 @@ ALWAYS_INLINE GroupScales group_scales(const uint8_t* shared, const uint8_t* own
   return s;
 }
 
-// A row's dot products with a group, in lanes of weight rows; code bytes are summed as exact integers. terms: bytes of a code.
-template <int width, int terms>
-struct GroupDot {
-  Dot<width> high, low;
+// What Dot<width> is to a row, for two rows at once; only where kPairsRows.
+template <int width>
+class PairDot;
+template <int rows>
+constexpr bool kIsPaired = kPairsRows && rows % 2 == 0;
 
+// Dot products with a group, in lanes of weight rows; code bytes are summed as exact integers. Sums: the Dot of a row, or the PairDot
+// of two, which says one total at a time. terms: bytes of a code.
+template <class Sums, int terms, int num_rows = 1>
+struct GroupDot {
+  Sums high, low;
+
+  // x_high, x_low: each row's codes, from `at` on; x_low is not read where a code is one byte.
   template <int c>
-  void add(u8x64 weights, const int8_t* x_high, const int8_t* x_low) {
-    high.template add<c>(weights, x_high);
-    if constexpr (terms == 2) low.template add<c>(weights, x_low);
+  ALWAYS_INLINE void add(u8x64 weights, const int8_t* const* x_high, const int8_t* const* x_low, size_t at) {
+    add_bytes<c>(high, weights, x_high, at);
+    if constexpr (terms == 2) add_bytes<c>(low, weights, x_low, at);
   }
-  f32x16 total() const {
-    if constexpr (terms == 2) return fma(to_f32(high.total()), broadcast(kHighCode), to_f32(low.total()));
-    return to_f32(high.total());
+  f32x16 total(auto... index) const {
+    if constexpr (terms == 2) return fma(to_f32(high.total(index...)), broadcast(kHighCode), to_f32(low.total(index...)));
+    return to_f32(high.total(index...));
+  }
+
+ private:
+  template <int c>
+  ALWAYS_INLINE static void add_bytes(Sums& sums, u8x64 weights, const int8_t* const* x, size_t at) {
+    if constexpr (num_rows == 2) sums.template add<c>(weights, x[0] + at, x[1] + at);
+    else sums.template add<c>(weights, x[0] + at);
   }
 };
 
@@ -116,26 +131,30 @@ struct CodedRows {
 
 // A group against coded activations.
 template <int width, Scales kind, int zero, int terms, int rows>
-ALWAYS_INLINE void multiply_group(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group, const CodedRows<kind, zero, terms, rows>& x,
-                           f32x16* acc) {
+ALWAYS_INLINE void multiply_group(const uint8_t* planes, const uint8_t* shared, const uint8_t* own, int group,
+                                  const CodedRows<kind, zero, terms, rows>& x, f32x16* acc) {
   using Coded = CodedRows<kind, zero, terms, rows>;
-  constexpr int parts = Coded::parts;
-  constexpr bool is_halved = parts == 2;
+  constexpr int parts = Coded::parts, together = kIsPaired<rows> ? 2 : 1;
   const size_t column = static_cast<size_t>(group) * kGroupColumns;
-  GroupDot<width, terms> dot[rows][parts];
+  using Sums = std::conditional_t<together == 2, PairDot<width>, Dot<width>>;
+  GroupDot<Sums, terms, together> dot[rows / together][parts];
   unroll<8>([&](auto c) {
-    constexpr int half = is_halved && c >= 4;
+    constexpr int half = parts == 2 && c >= 4;
     const u8x64 weights = chunk<width, c>(planes);
-    unroll<rows>([&](auto r) {
-      dot[r][half].template add<is_halved ? c % 4 : c()>(weights, x.high[r] + column + 4 * c, terms == 2 ? x.low[r] + column + 4 * c : nullptr);
+    unroll<rows / together>([&](auto i) {
+      dot[i][half].template add<parts == 2 ? c % 4 : c()>(weights, x.high + together * i, x.low + (terms == 2 ? together * i : 0), column + 4 * c);
     });
   });
+  const auto total_of = [&](int r, int half) {
+    if constexpr (together == 2) return dot[r / 2][half].total(r % 2);
+    else return dot[r][half].total();
+  };
   const GroupScales s = group_scales<kind, 0>(shared, own);
   const int index = group % kBlockGroups;
   unroll<rows>([&](auto r) {
     const f32x16 scale = broadcast(x.scales[r][index]);
     unroll<parts>([&](auto half) {
-      f32x16 total = dot[r][half].total();
+      f32x16 total = total_of(r, half);
       if constexpr (zero != 0) total = sub(total, broadcast(x.sums[r][parts * index + half]));
       acc[r] = fma(mul(s.scale[half], scale), total, acc[r]);
     });

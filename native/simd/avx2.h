@@ -9,6 +9,7 @@ namespace minicpm4::avx2 {
 
 constexpr const char* kName = "avx2";
 constexpr bool kSignedBytes = true;  // Dot<8> takes codes as code - 128
+constexpr bool kPairsRows = false;
 
 struct f32x16 { __m256 a, b; };
 struct i32x16 { __m256i a, b; };

@@ -13,6 +13,7 @@ namespace minicpm4::avx512 {
 
 constexpr const char* kName = "avx512";
 constexpr bool kSignedBytes = false;  // Dot<8> takes codes as 0..255
+constexpr bool kPairsRows = false;
 
 struct f32x16 { __m512 v; };
 struct i32x16 { __m512i v; };

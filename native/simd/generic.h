@@ -10,6 +10,7 @@ namespace minicpm4::generic {
 
 constexpr const char* kName = "generic";
 constexpr bool kSignedBytes = true;  // Dot<8> takes codes as code - 128
+constexpr bool kPairsRows = false;
 
 struct f32x16 { float v[16]; };
 struct i32x16 { int32_t v[16]; };

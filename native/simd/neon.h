@@ -1,13 +1,13 @@
-// 16 lanes on AArch64 NEON with the dot-product extension: four registers a vector.
+// 16 lanes on AArch64 NEON: four registers a vector. All but the products of bytes, which differ between the units that include this;
+// each defines ISA first, so that no code made for the one is linked into the other.
 #pragma once
 
 #include <arm_neon.h>
 
 #include <cstdint>
 
-namespace minicpm4::neon {
+namespace minicpm4::ISA {
 
-constexpr const char* kName = "neon";
 constexpr bool kSignedBytes = true;  // Dot<8> takes codes as code - 128
 
 struct f32x16 { float32x4_t v[4]; };
@@ -118,24 +118,4 @@ inline i32x16 dot_four(i32x16 total, u8x64 values, const uint8_t* x) {
   return each<i32x16>([&](int i) { return vdotq_s32(total.v[i], vreinterpretq_s8_u8(values.v[i]), four); });
 }
 
-// Sums of codes[4 r + j] * x[j] over the chunks of a group, a lane for each row r.
-template <int width>
-class Dot {
- public:
-  template <int c>
-  void add(u8x64 codes, const int8_t* x) {
-    int32_t bytes;
-    __builtin_memcpy(&bytes, x, 4);
-    const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(bytes));
-    for (int i = 0; i < 4; ++i) {
-      const uint8x16_t code = width == 8 ? veorq_u8(codes.v[i], vdupq_n_u8(128)) : codes.v[i];
-      total_.v[i] = vdotq_s32(total_.v[i], vreinterpretq_s8_u8(code), four);
-    }
-  }
-  i32x16 total() const { return total_; }
-
- private:
-  i32x16 total_ = broadcast_i32(0);
-};
-
-}  // namespace minicpm4::neon
+}  // namespace minicpm4::ISA

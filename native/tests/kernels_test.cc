@@ -1,6 +1,6 @@
 // Checks every kernel table that this program was linked with and that the machine runs, against plain double arithmetic.
-// Prints one line an instruction set and exits with the number of failures. Needs nothing but the kernels, so that it can be
-// cross-compiled and run under an emulator.
+// Prints one line an instruction set and exits with 1 if anything failed; with any argument, only names them. Needs nothing but the
+// kernels, so that it can be cross-compiled and run under an emulator.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "../cpu.h"
 #include "../half.h"
 #include "../kernels.h"
 #include "../packing.h"
@@ -19,6 +20,7 @@ const Kernels* kernels_generic() __attribute__((weak));
 const Kernels* kernels_avx2() __attribute__((weak));
 const Kernels* kernels_avx512() __attribute__((weak));
 const Kernels* kernels_neon() __attribute__((weak));
+const Kernels* kernels_neon_i8mm() __attribute__((weak));
 }  // namespace minicpm4
 
 using namespace minicpm4;
@@ -112,14 +114,22 @@ struct Activations {
   CodeStore codes;
 };
 
-void check_multiply(const Kernels& k, Format format, int rows, int columns, int count, int code_bytes) {
-  const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
-  const std::vector<uint8_t> stored = random_stored(format, rows * row_bytes);
-  Weight w{format, rows, columns, tile_bytes_of(format, columns), nullptr};
-  Aligned packed(w.tile_bytes * w.num_tiles());
-  w.data = packed.data;
-  for (int t = 0; t < w.num_tiles(); ++t) pack_tile(format, stored.data(), row_bytes, rows, columns, t, packed.data + w.tile_bytes * t);
+struct RandomWeight {
+  RandomWeight(Format format, int rows, int columns)
+      : view{format, rows, columns, tile_bytes_of(format, columns), nullptr}, packed(view.tile_bytes * view.num_tiles()) {
+    const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
+    const std::vector<uint8_t> stored = random_stored(format, rows * row_bytes);
+    view.data = packed.data;
+    for (int t = 0; t < view.num_tiles(); ++t) pack_tile(format, stored.data(), row_bytes, rows, columns, t, packed.data + view.tile_bytes * t);
+  }
 
+  Weight view;
+  Aligned packed;
+};
+
+void check_multiply(const Kernels& k, Format format, int rows, int columns, int count, int code_bytes) {
+  const RandomWeight random(format, rows, columns);
+  const Weight& w = random.view;
   Activations x(k, count, columns, code_bytes);
   const size_t out_stride = w.num_tiles() * kTileRows;
   std::vector<float> out(count * out_stride), alone(out);
@@ -143,6 +153,27 @@ void check_multiply(const Kernels& k, Format format, int rows, int columns, int 
     }
   }
   for (size_t r = rows; r < out_stride; ++r) expect(out[r] == 0, k.name, "rows past the end", out[r], 0);
+}
+
+// Two units whose products are the same to the bit, whatever the number of rows: the second takes rows in pairs where it can.
+void check_same_products(const Kernels& k, const Kernels& other) {
+  const int before = failures;
+  for (int f = 0; f < kNumFormats; ++f) {
+    const Format format = static_cast<Format>(f);
+    if (block_columns(format) == 1) continue;
+    for (const int rows : {1, 33}) for (const int blocks : {1, 3, 9}) for (int count = 1; count <= 9; ++count) for (const int code_bytes : {1, 2}) {
+      const int columns = blocks * block_columns(format);
+      const RandomWeight random(format, rows, columns);
+      const Weight& w = random.view;
+      Activations x(k, count, columns, code_bytes);
+      const size_t out_stride = w.num_tiles() * kTileRows;
+      std::vector<float> out(count * out_stride), wanted(out);
+      k.multiply(w, 0, w.num_tiles(), x.rows(columns), 0, count, out.data(), out_stride, w.data);
+      other.multiply(w, 0, w.num_tiles(), x.rows(columns), 0, count, wanted.data(), out_stride, w.data);
+      for (size_t i = 0; i < out.size(); ++i) expect(f32_to_bits(out[i]) == f32_to_bits(wanted[i]), k.name, "the same bits", out[i], wanted[i]);
+    }
+  }
+  std::printf("%s: %s as %s\n", k.name, failures == before ? "the same products" : "not the same products", other.name);
 }
 
 void check_rows(const Kernels& k) {
@@ -322,28 +353,28 @@ void check(const Kernels& k) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char**) {
   std::vector<const Kernels*> tables;
   const auto add = [&](const Kernels* (*table)(), bool is_usable) {
     if (table && is_usable && table()) tables.push_back(table());
   };
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
-#else
-  const bool has_avx2 = false, has_avx512 = false;
-#endif
+  const Cpu cpu = this_cpu();
 #if defined(MINICPM4_EMULATED)
   const bool is_emulated = true;
 #else
   const bool is_emulated = false;
 #endif
   add(kernels_generic, true);
-  add(kernels_avx2, has_avx2);
-  add(kernels_avx512, has_avx512 || is_emulated);
-  add(kernels_neon, true);
+  add(kernels_avx2, cpu.avx2);
+  add(kernels_avx512, cpu.avx512 || is_emulated);
+  add(kernels_neon, cpu.neon);
+  add(kernels_neon_i8mm, cpu.neon_i8mm);
+  if (argc > 1) {
+    for (const Kernels* kernels : tables) std::printf("%s\n", kernels->name);
+    return 0;
+  }
   for (const Kernels* kernels : tables) check(*kernels);
+  if (cpu.neon_i8mm && kernels_neon && kernels_neon_i8mm && kernels_neon_i8mm()) check_same_products(*kernels_neon_i8mm(), *kernels_neon());
   std::printf("%d failures\n", failures);
   return failures > 0 || tables.empty();
 }

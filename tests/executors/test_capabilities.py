@@ -155,16 +155,18 @@ def test_the_choice_of_an_instruction_set_keeps_its_reason(monkeypatch: pytest.M
     best = choose_isa(None)
     assert best.value == _native.usable_isas()[0]
     module = sys.modules[choose_isa.__module__]
-    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
-    for isas, text in {
-        ("avx512", "avx2", "generic"): "isa avx512 (the best that this CPU has)",
-        ("avx2", "generic"): "isa avx2 (no AVX-512 VNNI on this CPU)",
-        ("generic",): "isa generic (no AVX2 on this CPU)",
+    for (machine, *isas), text in {
+        ("x86_64", "avx512", "avx2", "generic"): "isa avx512 (the best that this CPU has)",
+        ("x86_64", "avx2", "generic"): "isa avx2 (no AVX-512 VNNI on this CPU)",
+        ("AMD64", "generic"): "isa generic (no AVX2 on this CPU)",
+        ("aarch64", "neon_i8mm", "neon", "generic"): "isa neon_i8mm (the best that this CPU has)",
+        ("aarch64", "neon", "generic"): "isa neon (no i8mm on this CPU)",
+        ("arm64", "generic"): "isa generic (no dot products on this CPU)",
+        ("riscv64", "generic"): "isa generic (the best that this CPU has)",
     }.items():
+        monkeypatch.setattr(module.platform, "machine", lambda machine=machine: machine)
         monkeypatch.setattr(module, "USABLE_ISAS", isas)
         assert str(choose_isa(None)) == text
-    monkeypatch.setattr(module.platform, "machine", lambda: "riscv64")
-    assert str(choose_isa(None)) == "isa generic (the best that this CPU has)"
 
 
 WRONG_STEPS = {

@@ -20,6 +20,11 @@ from minicpm4.quant import KV_FORMATS, dequantize
 
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
 USABLE_ISAS = tuple(_native.usable_isas())
+# What is said of a CPU without an instruction set, best first.
+LACKS = {
+    "x86_64": {"avx512": "no AVX-512 VNNI", "avx2": "no AVX2"},
+    "aarch64": {"neon_i8mm": "no i8mm", "neon": "no dot products"},
+}
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
     kv_formats=frozenset(KV_FORMATS),
@@ -59,11 +64,9 @@ def choose_isa(asked: str | None) -> Choice:
     """The instruction set that will run, and why."""
     if asked is not None:
         return Choice("isa", asked, "asked for")
-    missing = {"avx512": "no AVX-512 VNNI", "avx2": "no AVX2", "generic": "no vector extension that we know"}
-    best = USABLE_ISAS[0]
-    skipped = missing.get({"avx2": "avx512", "generic": "avx2"}.get(best, ""), "")
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return Choice("isa", best, f"{skipped} on this CPU" if skipped and is_x86 else "the best that this CPU has")
+    lacks = LACKS.get({"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine()), {})
+    skipped = [text for isa, text in lacks.items() if isa not in USABLE_ISAS]
+    return Choice("isa", USABLE_ISAS[0], f"{skipped[-1]} on this CPU" if skipped else "the best that this CPU has")
 
 
 class NativeExecutor:

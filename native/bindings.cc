@@ -22,7 +22,8 @@ using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 
-constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0"};
+constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0",
+                                                    "ternary_g32", "ternary_g64", "ternary_g128", "ternary_g256"};
 
 Format format_named(const std::string& name) {
   for (int i = 0; i < kNumFormats; ++i)
@@ -70,7 +71,7 @@ PackedWeight pack(const std::string& format_name, int rows, int columns, const B
   const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
   if (columns % block_columns(format) != 0 || stored.shape(0) != static_cast<size_t>(rows) || stored.shape(1) != row_bytes || stored.stride(1) != 1)
     throw std::invalid_argument("stored bytes do not fit the shape");
-  Weight weight{format, rows, columns, tile_bytes_of(format, columns), nullptr};
+  Weight weight{kernel_format(format), rows, columns, tile_bytes_of(format, columns), nullptr};
   uint8_t* data = arena->take(weight.tile_bytes * weight.num_tiles());
   weight.data = data;
   const size_t stride = stored.stride(0);

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "half.h"
+#include "packed_file.h"
 #include "packing.h"
 #include "program.h"
 
@@ -80,6 +81,20 @@ PackedWeight pack(const std::string& format_name, int rows, int columns, const B
     for (int tile = member; tile < weight.num_tiles(); tile += team.size())
       pack_tile(format, stored.data(), stride, rows, columns, tile, data + weight.tile_bytes * tile);
   });
+  return {arena, weight};
+}
+
+// A weight that was packed before, from `file` at `offset`. RuntimeError where it cannot be read, or is not what was written.
+PackedWeight read_packed(const std::string& format_name, int rows, int columns, int file, size_t offset, uint64_t sum, Team& team,
+                         const std::shared_ptr<Arena>& arena) {
+  const Format format = format_named(format_name);
+  if (rows < 1 || columns < 1 || columns % block_columns(format) != 0) throw std::invalid_argument("the format does not fit the shape");
+  Weight weight{kernel_format(format), rows, columns, tile_bytes_of(format, columns), nullptr};
+  const size_t count = weight.tile_bytes * weight.num_tiles();
+  uint8_t* data = arena->take(count);
+  weight.data = data;
+  const nb::gil_scoped_release unlocked;
+  if (read_and_sum(team, file, offset, data, count) != sum) throw std::runtime_error("the checksum is wrong");
   return {arena, weight};
 }
 
@@ -183,8 +198,16 @@ NB_MODULE(_native, m) {
   nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def_prop_ro("nbytes", [](const PackedWeight& p) { return p.weight.tile_bytes * p.weight.num_tiles(); })
+      .def("checksum", [](const PackedWeight& p, Team& team) { return checksum(team, p.weight.data, p.weight.tile_bytes * p.weight.num_tiles()); }, nb::arg("team"))
+      .def("bytes", [](const PackedWeight& p) {
+             const size_t shape[1] = {p.weight.tile_bytes * p.weight.num_tiles()};
+             return nb::ndarray<nb::numpy, const uint8_t>(p.weight.data, 1, shape, nb::find(p));
+           })
       .def("unpack", &unpack, nb::arg("first"), nb::arg("last"));
   m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"), nb::arg("arena"));
+  m.def("read_packed", &read_packed, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::kw_only(), nb::arg("file"), nb::arg("offset"),
+        nb::arg("checksum"), nb::arg("team"), nb::arg("arena"));
+  m.attr("PACKED_FORM") = MINICPM4_PACKED_FORM;
   m.def("usable_isas", [] {
     std::vector<std::string> names;
     for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);

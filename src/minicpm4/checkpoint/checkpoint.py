@@ -84,7 +84,7 @@ class Checkpoint:
         self.close()
 
     def _mapped(self) -> list[MappedFile]:
-        return list({id(file): file.file for source in self.sources.values() for file in source.files}.values())
+        return list({id(file): file.file for source in self.sources.values() for file, _ in source.parts}.values())
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -15,19 +15,24 @@ from minicpm4.model import PackedTensor
 
 
 class Source(Protocol):
-    """info: of the parameter; its offset is that of its first bytes. files: those that hold it."""
+    """info: of the parameter; its offset is that of its first bytes. parts: the tensors that make it, each with its file.
+
+    heads: how many heads its rows must be put in order for (`unpermuted_rows`), 0 for as they are.
+    """
 
     @property
     def info(self) -> TensorInfo: ...
     @property
-    def files(self) -> tuple[TensorFile, ...]: ...
+    def parts(self) -> tuple[tuple[TensorFile, TensorInfo], ...]: ...
+    @property
+    def heads(self) -> int: ...
     def load(self, name: str) -> PackedTensor:
         """The parameter as stored, under the name that is given; CheckpointError where it cannot be had."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file. heads: how many heads its rows must be put in order for (`unpermuted_rows`), 0 for as they are."""
+    """A tensor of a file."""
 
     file: TensorFile
     name: str
@@ -38,8 +43,8 @@ class StoredTensor:
         return self.file.tensors[self.name]
 
     @property
-    def files(self) -> tuple[TensorFile, ...]:
-        return (self.file,)
+    def parts(self) -> tuple[tuple[TensorFile, TensorInfo], ...]:
+        return ((self.file, self.info),)
 
     def load(self, name: str) -> PackedTensor:
         tensor = replace(self.file.load(self.name), name=name)
@@ -54,17 +59,19 @@ class TernaryTensor:
     scales_file: TensorFile
     name: str
     info: TensorInfo
+    heads: int = 0
 
     @property
-    def files(self) -> tuple[TensorFile, ...]:
-        return (self.codes_file, self.scales_file)
+    def parts(self) -> tuple[tuple[TensorFile, TensorInfo], ...]:
+        files = ((self.codes_file, CODES), (self.scales_file, SCALES))
+        return tuple((file, file.tensors[self.name + suffix]) for file, suffix in files)
 
     def load(self, name: str) -> PackedTensor:
-        parts = []
-        for file, suffix in ((self.codes_file, CODES), (self.scales_file, SCALES)):
-            info = file.tensors[self.name + suffix]
-            parts.append(file.file.array(info.offset, count=info.nbytes, dtype=np.dtype(np.uint8)).reshape(info.shape[0], -1))
-        return join_ternary(name, *parts)
+        codes, scales = (
+            file.file.array(info.offset, count=info.nbytes, dtype=np.dtype(np.uint8)).reshape(info.shape[0], -1)
+            for file, info in self.parts
+        )
+        return join_ternary(name, codes, scales)
 
 
 def find_sources(files: list[TensorFile]) -> dict[str, Source]:

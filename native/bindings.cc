@@ -154,6 +154,14 @@ nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const In
   return nb::ndarray<nb::numpy, float>(const_cast<float*>(logits), 2, shape, nb::find(program), strides);
 }
 
+// The peaks of the newest result, [rows][task], a view.
+nb::ndarray<nb::numpy, float> peaks_of(Program& program, int rows) {
+  require(program.peaks() != nullptr && 0 <= rows && rows <= program.options().max_rows, "the program has no such peaks");
+  const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(program.num_peaks())};
+  const int64_t strides[2] = {program.peaks_stride(), 1};
+  return nb::ndarray<nb::numpy, float>(const_cast<float*>(program.peaks()), 2, shape, nb::find(program), strides);
+}
+
 void randomize(Program& program, const Ints& pages, uint64_t seed) {
   const nb::gil_scoped_release unlocked;
   std::mt19937_64 random(seed);
@@ -219,7 +227,7 @@ NB_MODULE(_native, m) {
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
       .value("quantize", Op::quantize).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
-      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge);
+      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks);
 
   nb::enum_<PhaseKind>(m, "PhaseKind")
       .value("rows", PhaseKind::rows).value("products", PhaseKind::products).value("attend", PhaseKind::attend);
@@ -243,6 +251,8 @@ NB_MODULE(_native, m) {
            },
            nb::arg("op"), nb::kw_only(), nb::arg("out"), nb::arg("a"), nb::arg("b"), nb::arg("weight"), nb::arg("vector"), nb::arg("layer"), nb::arg("factor"))
       .def_prop_ro("kv_bytes", &Program::kv_bytes)
+      .def_prop_ro("task_columns", &Program::task_columns)
+      .def("peaks", &peaks_of, nb::arg("rows"))
       .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
            nb::arg("wanted"), nb::arg("vocabulary"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));

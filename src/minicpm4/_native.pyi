@@ -43,6 +43,7 @@ class Op(Enum):
     multiply = 11
     attend = 12
     merge = 13
+    peaks = 14
 
 class PhaseKind(Enum):
     rows = 0
@@ -72,6 +73,9 @@ class Program:
     def add(self, op: Op, *, out: int, a: int, b: int, weight: int, vector: int, layer: int, factor: float) -> None: ...
     @property
     def kv_bytes(self) -> int: ...
+    @property
+    def task_columns(self) -> int: ...
+    def peaks(self, rows: int) -> np.ndarray: ...
     def run(
         self,
         tokens: np.ndarray,

@@ -84,10 +84,22 @@ class Capabilities:
                 )
 
 
+@dataclass(frozen=True)
+class Peaks:
+    """The largest of each `width` consecutive logits of a row; NaN where one of them is NaN. values: float32 [R, blocks] or [blocks]."""
+
+    width: int
+    values: np.ndarray
+
+    def __getitem__(self, row: int) -> Peaks:
+        return Peaks(self.width, self.values[row])
+
+
 class Executor(Protocol):
     """Runs steps of one model on one device. Owns the weights in its own form and the KV cache's storage; keeps no request state.
 
     choices: what was decided at load, with reasons. warnings: sentences for the user. weight_bytes: bytes that decoding one token reads.
+    peaks: of the logits that the newest run gave, valid as long as they are; None where the executor does not make them.
     """
 
     name: str
@@ -95,6 +107,7 @@ class Executor(Protocol):
     warnings: tuple[str, ...]
     weight_bytes: int
     kv_bytes: int
+    peaks: Peaks | None
 
     def run(self, step: Step) -> np.ndarray:
         """Logits, float32 [R, V], owned by the caller until the next call."""

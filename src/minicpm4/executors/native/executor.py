@@ -13,10 +13,10 @@ import numpy as np
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
-from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
+from minicpm4.executors.base import Capabilities, ExecutorOptions, Peaks, WeightLoader
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
-from minicpm4.executors.native.schedule import add_codes, add_scale_to_embedding, assign_buffers, group_phases
+from minicpm4.executors.native.schedule import add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
 from minicpm4.model.parameters import parameter_shapes
@@ -81,6 +81,7 @@ class NativeExecutor:
         isa = choose_isa(options.isa)
         self.choices: tuple[Choice, ...] = (isa,)
         self.warnings: tuple[str, ...] = ()
+        self.peaks: Peaks | None = None
         try:
             self._team = _native.Team(options.threads)
         except RuntimeError as error:
@@ -123,7 +124,7 @@ class NativeExecutor:
         calls = add_scale_to_embedding(record(model))
         if CODE_BYTES[options.activations] > 0:
             calls = add_codes(calls, {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense})
-        self._write_program(calls, places)
+        self._write_program(add_peaks(calls, task_columns=self._program.task_columns), places)
         if options.repack_file is not None and not kept:
             self._keep(options.repack_file, matrices)
         return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)
@@ -193,12 +194,14 @@ class NativeExecutor:
         logits: np.ndarray = self._program.run(
             s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size
         )
+        self.peaks = Peaks(self._program.task_columns, self._program.peaks(len(logits)))
         return logits
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 
     def close(self) -> None:
+        self.peaks = None  # it holds the program
         del self._program, self._team
 
 

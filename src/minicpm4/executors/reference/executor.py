@@ -35,6 +35,7 @@ class ReferenceExecutor:
 
     name = "reference"
     warnings = ()
+    peaks = None
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         def load(name: str) -> ReferenceWeight:

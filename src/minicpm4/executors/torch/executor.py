@@ -45,6 +45,7 @@ class TorchExecutor:
 
     name = "torch"
     warnings = ()
+    peaks = None
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         check_device(options.device)

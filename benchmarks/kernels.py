@@ -28,7 +28,7 @@ from minicpm4.hardware import num_cores
 from minicpm4.model import PackedTensor
 from minicpm4.model.parameters import LAYER_ROLES, layer_parameter
 
-FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0")
+FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0", "ternary_g32", "ternary_g64", "ternary_g128")
 ROWS = (1, 2, 4, 8, 16, 512)
 MATRICES = tuple(role for role in LAYER_ROLES if "norm" not in role)
 CODE_TYPES = {"int8": np.int8, "int16": np.int16}

@@ -19,17 +19,18 @@ import gguf
 import numpy as np
 
 from minicpm4.checkpoint import read_gguf, resolve
+from minicpm4.checkpoint.gguf import FORMAT_OF_TYPE
 from minicpm4.checkpoint.gguf_model import parameter_tensors
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import ConfigError, MiniCPMError
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model import ModelConfig, PackedTensor
 from minicpm4.model.parameters import layer_parameter
 from minicpm4.quant import dequantize, quantize
 
 CONTEXT_TOKENS = 32768
 ARCHITECTURES = ("minicpm", "llama")
 MIXED = "q4_k_m"  # q4_k, with q6_k where llama.cpp's files of that name have it
-FORMATS = (*STORAGE_FORMATS, MIXED)
+FORMATS = (*FORMAT_OF_TYPE.values(), MIXED)
 FILE_TYPES = {"f32": "ALL_F32", "q4_k": "MOSTLY_Q4_K_S", "q5_k": "MOSTLY_Q5_K_S"}  # the others are MOSTLY_<FORMAT>
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
 KEPT_TENSORS = ("token_embd.weight", "output.weight")  # published files keep them finer than the projections
@@ -92,8 +93,9 @@ def mixed_weights(config: ModelConfig, format_name: str, *, seed: int) -> Tensor
 
 def requantize(source: Path, format_name: str, path: Path) -> None:
     """The same file with its projections in another format, made from their dequantized values; all else as it was."""
-    if format_name not in STORAGE_FORMATS:
-        raise ConfigError(f"a file cannot be requantized to {format_name!r:.40}", hint=f"choose one of {', '.join(STORAGE_FORMATS)}")
+    if format_name not in FORMAT_OF_TYPE.values():
+        known = ", ".join(FORMAT_OF_TYPE.values())
+        raise ConfigError(f"a file cannot be requantized to {format_name!r:.40}", hint=f"choose one of {known}")
     tensors = read_gguf(source)
 
     def load(name: str) -> PackedTensor:
@@ -131,22 +133,28 @@ def add_config(writer: gguf.GGUFWriter, config: ModelConfig, *, has_scales: bool
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
-    """A byte-pair vocabulary of that size, the kind that most engines read: control tokens, bytes, then merges of what is there."""
+    """A byte-pair vocabulary of that size, the kind that most engines read."""
+    tokens, merges = byte_pair_vocabulary(vocab_size)
+    kinds = [gguf.TokenType.CONTROL] * len(CONTROL_TOKENS) + [gguf.TokenType.NORMAL] * (vocab_size - len(CONTROL_TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds[:vocab_size])
+    writer.add_token_merges([f"{left} {right}" for left, right in merges])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def byte_pair_vocabulary(vocab_size: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Tokens and merges: control tokens, bytes, then merges of what is there."""
     letters = byte_letters()
     pairs = itertools.product(letters, letters)
     triples = ((left + right, last) for left, right, last in itertools.product(letters, repeat=3))
     num_merges = max(0, vocab_size - len(CONTROL_TOKENS) - len(letters))
     merges = list(itertools.islice(itertools.chain(pairs, triples), num_merges))
     tokens = [*CONTROL_TOKENS, *letters, *(left + right for left, right in merges)]
-    kinds = [gguf.TokenType.CONTROL] * len(CONTROL_TOKENS) + [gguf.TokenType.NORMAL] * (len(letters) + num_merges)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens[:vocab_size])
-    writer.add_token_types(kinds[:vocab_size])
-    writer.add_token_merges([f"{left} {right}" for left, right in merges])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    return tokens[:vocab_size], merges
 
 
 def byte_letters() -> list[str]:

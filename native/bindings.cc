@@ -14,6 +14,7 @@
 
 #include "cpu.h"
 #include "half.h"
+#include "packed_file.h"
 #include "packing.h"
 #include "program.h"
 
@@ -26,7 +27,8 @@ using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 
-constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0"};
+constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0",
+                                                    "ternary_g32", "ternary_g64", "ternary_g128", "ternary_g256"};
 
 Format format_named(const std::string& name) {
   for (int i = 0; i < kNumFormats; ++i)
@@ -70,7 +72,7 @@ PackedWeight pack(const std::string& format_name, int rows, int columns, const B
   const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
   if (columns % block_columns(format) != 0 || stored.shape(0) != static_cast<size_t>(rows) || stored.shape(1) != row_bytes || stored.stride(1) != 1)
     throw std::invalid_argument("stored bytes do not fit the shape");
-  Weight weight{format, rows, columns, tile_bytes_of(format, columns), nullptr};
+  Weight weight{kernel_format(format), rows, columns, tile_bytes_of(format, columns), nullptr};
   uint8_t* data = arena->take(weight.tile_bytes * weight.num_tiles());
   weight.data = data;
   const size_t stride = stored.stride(0);
@@ -79,6 +81,20 @@ PackedWeight pack(const std::string& format_name, int rows, int columns, const B
     for (int tile = member; tile < weight.num_tiles(); tile += team.size())
       pack_tile(format, stored.data(), stride, rows, columns, tile, data + weight.tile_bytes * tile);
   });
+  return {arena, weight};
+}
+
+// A weight that was packed before, from `file` at `offset`. RuntimeError where it cannot be read, or is not what was written.
+PackedWeight read_packed(const std::string& format_name, int rows, int columns, int file, size_t offset, uint64_t sum, Team& team,
+                         const std::shared_ptr<Arena>& arena) {
+  const Format format = format_named(format_name);
+  if (rows < 1 || columns < 1 || columns % block_columns(format) != 0) throw std::invalid_argument("the format does not fit the shape");
+  Weight weight{kernel_format(format), rows, columns, tile_bytes_of(format, columns), nullptr};
+  const size_t count = weight.tile_bytes * weight.num_tiles();
+  uint8_t* data = arena->take(count);
+  weight.data = data;
+  const nb::gil_scoped_release unlocked;
+  if (read_and_sum(team, file, offset, data, count) != sum) throw std::runtime_error("the checksum is wrong");
   return {arena, weight};
 }
 
@@ -136,6 +152,14 @@ nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const In
   const size_t shape[2] = {wanted.size(), static_cast<size_t>(vocabulary)};
   const int64_t strides[2] = {program.result_stride(), 1};
   return nb::ndarray<nb::numpy, float>(const_cast<float*>(logits), 2, shape, nb::find(program), strides);
+}
+
+// The peaks of the newest result, [rows][task], a view.
+nb::ndarray<nb::numpy, float> peaks_of(Program& program, int rows) {
+  require(program.peaks() != nullptr && 0 <= rows && rows <= program.options().max_rows, "the program has no such peaks");
+  const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(program.num_peaks())};
+  const int64_t strides[2] = {program.peaks_stride(), 1};
+  return nb::ndarray<nb::numpy, float>(const_cast<float*>(program.peaks()), 2, shape, nb::find(program), strides);
 }
 
 void randomize(Program& program, const Ints& pages, uint64_t seed) {
@@ -205,8 +229,16 @@ NB_MODULE(_native, m) {
   nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def_prop_ro("nbytes", [](const PackedWeight& p) { return p.weight.tile_bytes * p.weight.num_tiles(); })
+      .def("checksum", [](const PackedWeight& p, Team& team) { return checksum(team, p.weight.data, p.weight.tile_bytes * p.weight.num_tiles()); }, nb::arg("team"))
+      .def("bytes", [](const PackedWeight& p) {
+             const size_t shape[1] = {p.weight.tile_bytes * p.weight.num_tiles()};
+             return nb::ndarray<nb::numpy, const uint8_t>(p.weight.data, 1, shape, nb::find(p));
+           })
       .def("unpack", &unpack, nb::arg("first"), nb::arg("last"));
   m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"), nb::arg("arena"));
+  m.def("read_packed", &read_packed, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::kw_only(), nb::arg("file"), nb::arg("offset"),
+        nb::arg("checksum"), nb::arg("team"), nb::arg("arena"));
+  m.attr("PACKED_FORM") = MINICPM4_PACKED_FORM;
   m.def("usable_isas", [] {
     std::vector<std::string> names;
     for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);
@@ -219,7 +251,7 @@ NB_MODULE(_native, m) {
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
       .value("quantize", Op::quantize).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
-      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge);
+      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks);
 
   nb::enum_<PhaseKind>(m, "PhaseKind")
       .value("rows", PhaseKind::rows).value("products", PhaseKind::products).value("attend", PhaseKind::attend);
@@ -243,6 +275,8 @@ NB_MODULE(_native, m) {
            },
            nb::arg("op"), nb::kw_only(), nb::arg("out"), nb::arg("a"), nb::arg("b"), nb::arg("weight"), nb::arg("vector"), nb::arg("layer"), nb::arg("factor"))
       .def_prop_ro("kv_bytes", &Program::kv_bytes)
+      .def_prop_ro("task_columns", &Program::task_columns)
+      .def("peaks", &peaks_of, nb::arg("rows"))
       .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
            nb::arg("wanted"), nb::arg("vocabulary"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));

@@ -37,7 +37,6 @@ ALWAYS_INLINE GroupScales group_scales(const uint8_t* shared, const uint8_t* own
   const auto halves = [](const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); };
   GroupScales s;
   if constexpr (kind == Scales::plain) s.scale[0] = halves(own);
-  if constexpr (kind == Scales::shared) s.scale[0] = halves(shared);
   if constexpr (kind == Scales::affine) {
     s.scale[0] = halves(own);
     s.offset[0] = halves(own + 32);
@@ -192,11 +191,10 @@ ALWAYS_INLINE void each_group(const uint8_t* tile, const Stream& stream, int col
     for (int i = 0; i < count; ++i) {
       const uint8_t* ahead = stream.ahead_of(start + i * step);
       for (size_t line = 0; line < step; line += 64) __builtin_prefetch(ahead + line);
-      group(tile, shared, own, first + i);
+      group(tile, shared, own + i / layout.scale_groups * group_scale_bytes(layout.scales), first + i);
       tile += group_code_bytes(layout);
-      own += group_scale_bytes(layout.scales);
     }
-    tile = own;
+    tile = own + own_scale_bytes(layout, count);
   }
 }
 
@@ -270,16 +268,22 @@ void multiply_block(const Weight& w, int first_tile, int last_tile, const Rows& 
   run(std::integral_constant<int, 1>{});
 }
 
+template <Format format>
+void multiply_as(const Weight& w, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
+                 const uint8_t* next) {
+  if constexpr (layout_of(format).scales != Scales::none) {
+    if (x.codes.low) return multiply_block<format, 2>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
+    if (x.codes.high) return multiply_block<format, 1>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
+  }
+  multiply_block<format, 0>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
+}
+
 inline void multiply(const Weight& w, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                      const uint8_t* next) {
   unroll<kNumFormats>([&](auto index) {
     constexpr Format format = static_cast<Format>(index());
-    if (w.format != format) return;
-    if constexpr (layout_of(format).scales != Scales::none) {
-      if (x.codes.low) return multiply_block<format, 2>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
-      if (x.codes.high) return multiply_block<format, 1>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
-    }
-    multiply_block<format, 0>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
+    if constexpr (kernel_format(format) != format) return;
+    else if (w.format == format) multiply_as<format>(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
   });
 }
 

@@ -96,6 +96,12 @@ void read_tq1_0(const uint8_t* block, int j, Group& group) {  // 48 bytes of 5 t
   group.scale = read_u16(block + 52);
 }
 
+// A block of g columns: g / 4 bytes of codes, then half d. Column c's code is bits 2 (c % 4) and up of byte c / 4.
+void read_ternary(const uint8_t* block, int num_columns, int j, Group& group) {
+  for (int i = 0; i < kGroupColumns; ++i) group.codes[i] = block[8 * j + i / 4] >> 2 * (i % 4) & 3;
+  group.scale = read_u16(block + num_columns / 4);
+}
+
 // Group `index` of a stored row.
 void read_group(Format format, const uint8_t* row, int index, Group& group) {
   const uint8_t* block = row + index * kGroupColumns / block_columns(format) * block_bytes(format);
@@ -126,6 +132,10 @@ void read_group(Format format, const uint8_t* row, int index, Group& group) {
     case Format::q6_k: return read_q6_k(block, j, group);
     case Format::tq1_0: return read_tq1_0(block, j, group);
     case Format::tq2_0: return read_tq2_0(block, j, group);
+    case Format::ternary_g32:
+    case Format::ternary_g64:
+    case Format::ternary_g128:
+    case Format::ternary_g256: return read_ternary(block, block_columns(format), index % (block_columns(format) / kGroupColumns), group);
     default: return;
   }
 }
@@ -152,7 +162,6 @@ void put_scales(const Group& group, Scales scales, int r, uint8_t* shared, uint8
   switch (scales) {
     case Scales::plain: return put_half(own, group.scale);
     case Scales::affine: put_half(own, group.scale); return put_half(own + 32, group.offset);
-    case Scales::shared: return put_half(shared, group.scale);
     case Scales::k_affine: put_half(shared, group.scale); put_half(shared + 32, group.offset); break;
     case Scales::k_halves: put_half(shared, group.scale); break;
     case Scales::none: return;
@@ -187,16 +196,17 @@ void get_scale(Layout layout, const uint8_t* shared, const uint8_t* own, int r, 
 }  // namespace
 
 int block_columns(Format format) {
-  switch (layout_of(format).scales) {
+  const Layout layout = layout_of(format);
+  switch (layout.scales) {
     case Scales::none: return 1;
     case Scales::plain:
-    case Scales::affine: return kGroupColumns;
+    case Scales::affine: return kGroupColumns * layout.scale_groups;
     default: return kSuperColumns;
   }
 }
 
 size_t block_bytes(Format format) {
-  static constexpr size_t sizes[kNumFormats] = {4, 2, 2, 34, 18, 20, 22, 24, 144, 176, 210, 54, 66};
+  static constexpr size_t sizes[kNumFormats] = {4, 2, 2, 34, 18, 20, 22, 24, 144, 176, 210, 54, 66, 10, 18, 34, 66};
   return sizes[static_cast<int>(format)];
 }
 

@@ -28,7 +28,7 @@ struct StepView {
   int num_tokens, num_sequences, pages_stride, num_wanted;
 };
 
-enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store_keys, store_values, multiply, attend, merge };
+enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store_keys, store_values, multiply, attend, merge, peaks };
 
 // Operands that an op does not use are -1 or 0.
 //   embed    out = factor * weight[tokens]          multiply  out = weight . a, with a's codes if it has codes
@@ -39,6 +39,7 @@ enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take
 //   quantize    a gets codes                        store_keys, store_values   a -> keys, values of `layer`
 //   attend      out = attention of a over `layer`, but for rows that are alone in their sequence and see several stretches;
 //   merge       these are put together here
+//   peaks       out's column t = the largest of a's columns in task t of the products, NaN where one is NaN
 struct Instruction {
   Op op;
   int out = -1, a = -1, b = -1;
@@ -67,9 +68,14 @@ class Program {
   void begin_job();
   void add(const Instruction& instruction);
 
-  // Runs one step; the result is the last instruction's buffer, [wanted][stride], valid until the next run.
+  // Runs one step; the result is the last instruction's buffer, or what its peaks are of: [wanted][stride], valid until the next run.
   const float* run(const StepView& step);
   int result_stride() const { return static_cast<int>(buffers_[result_buffer()].stride); }
+  int task_columns() const { return task_columns_; }
+  // Of the newest result, [wanted][peaks_stride]; null where the program makes none.
+  const float* peaks() const;
+  int num_peaks() const { return buffers_[last_instruction().out].columns; }
+  int peaks_stride() const { return static_cast<int>(buffers_[last_instruction().out].stride); }
   size_t kv_bytes() const { return kv_.bytes(); }
   const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
@@ -111,6 +117,7 @@ class Program {
   int share_start(int num_tasks, int member) const { return static_cast<int>(static_cast<int64_t>(num_tasks) * member / team_.size()); }
   template <class Work>
   void take_tasks(size_t phase, int num_tasks, int member, Work work);
+  const Instruction& last_instruction() const;
   int result_buffer() const;
   static int num_product_tasks(const Phase& phase, int row_tasks);
   static const Job& job_of(const Phase& phase, int row_tasks, int* task);

@@ -79,7 +79,8 @@ std::vector<uint8_t> random_stored(Format format, size_t count) {
       case Format::q4_1: case Format::q5_1: case Format::q4_k: case Format::q5_k:
         put_half(at, uniform(-0.1f, 0.1f)), put_half(at + 2, uniform(-1, 1));
         break;
-      case Format::q6_k: case Format::tq1_0: case Format::tq2_0: put_half(at + block - 2, uniform(-0.1f, 0.1f)); break;
+      case Format::q6_k: case Format::tq1_0: case Format::tq2_0: case Format::ternary_g32: case Format::ternary_g64: case Format::ternary_g128: case Format::ternary_g256:
+        put_half(at + block - 2, uniform(-0.1f, 0.1f)); break;
       default: put_half(at, uniform(-0.1f, 0.1f));
     }
   }
@@ -116,7 +117,7 @@ struct Activations {
 
 struct RandomWeight {
   RandomWeight(Format format, int rows, int columns)
-      : view{format, rows, columns, tile_bytes_of(format, columns), nullptr}, packed(view.tile_bytes * view.num_tiles()) {
+      : view{kernel_format(format), rows, columns, tile_bytes_of(format, columns), nullptr}, packed(view.tile_bytes * view.num_tiles()) {
     const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
     const std::vector<uint8_t> stored = random_stored(format, rows * row_bytes);
     view.data = packed.data;

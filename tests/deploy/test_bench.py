@@ -192,3 +192,8 @@ def test_more_than_the_context_is_refused(subject: Subject) -> None:
 def test_the_memory_is_read_at_a_plausible_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert 1e8 < (bench_module.memory_bandwidth(1) or 0) < 1e13
+
+
+def test_packed_weights_are_kept_of_models_alone(subject: Subject) -> None:
+    with pytest.raises(ConfigError, match="packed weights are kept of models, not of random weights; leave out --repack-cache"):
+        run_bench(subject, LoadOptions(repack_cache=True), QUICK)

@@ -92,7 +92,7 @@ def test_refuses(executor):
 class Interrupted:
     """Stands for a sampler, and for Ctrl-C in the middle of its work."""
 
-    def choose(self, logits):
+    def choose(self, logits, peaks=None):
         raise KeyboardInterrupt
 
 
@@ -116,6 +116,8 @@ def test_an_interrupted_step_is_computed_again(executor):
 
 class BrokenExecutor:
     """Gives NaN for one of two requests."""
+
+    peaks = None
 
     def run(self, step):
         logits = np.zeros((len(step.wanted_R), TOY.vocab_size), np.float32)

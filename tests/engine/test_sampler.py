@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
-from minicpm4.engine.sampler import Sampler, likeliest, logprobs_of
+from minicpm4.engine.sampler import Sampler, candidates, logprobs_of, sorted_ids
+from minicpm4.executors import Peaks
 
 
 def logits_of(*probabilities):
@@ -62,7 +63,7 @@ def test_a_choice_that_was_not_taken_is_made_again(params):
 @pytest.mark.parametrize(
     ("params", "left"),
     [
-        ({"top_k": 2}, {1, 3}), ({"top_p": 0.6}, {1, 3}), ({"top_p": 0.4}, {1}), ({"min_p": 0.5}, {1, 3}), ({"min_p": 1.0}, {1}),
+        ({"top_k": 2}, {1, 3}), ({"top_p": 0.6}, {1, 3}), ({"top_p": 0.39}, {1}), ({"min_p": 0.5}, {1, 3}), ({"min_p": 1.0}, {1}),
         ({"top_k": 3, "top_p": 0.5}, {1, 3}),
     ],
     ids=str,
@@ -73,9 +74,9 @@ def test_filters_leave_the_likeliest(params, left):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([1, 7, 300, 1000]), st.integers(0, 1000), st.floats(0.05, 1), st.floats(0, 1))
-def test_likeliest_is_its_definition(seed, size, top_k, top_p, min_p):
-    weights = np.exp(np.random.default_rng(seed).integers(-9, 1, size)).astype(np.float64)
-    weights /= weights.max()
+def test_candidates_are_their_definition(seed, size, top_k, top_p, min_p):
+    logits = np.random.default_rng(seed).integers(-9, 1, size).astype(np.float32)
+    weights = np.exp((logits - logits.max()).astype(np.float64))
     order = sorted(range(size), key=lambda i: (-weights[i], i))[: top_k or size]
     kept, total, sum_before = [], sum(weights[i] for i in order), 0.0
     for i in order:
@@ -83,9 +84,68 @@ def test_likeliest_is_its_definition(seed, size, top_k, top_p, min_p):
             break
         kept.append(i)
         sum_before += weights[i]
-    got = likeliest(weights, SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)).tolist()
-    assert got[: len(kept)] == kept
-    assert len(got) <= len(kept) + 1  # a sum that is top_p to rounding may fall on either side
+    params = SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)
+    ids, got_weights, rest = candidates(logits, params, None, share=1.0)
+    got = ids.tolist()
+    assert got[: len(kept)] == kept[: len(got)]
+    differing = [weights[i] for i in {*got} ^ {*kept}]  # a sum that is top_p to rounding, in float32, may fall on either side
+    assert sum(differing) <= 4e-6 * total + max(differing, default=0)
+    np.testing.assert_array_equal(got_weights, weights[ids])
+    assert (rest is None) == (0 < top_k < size or top_p < 1 or min_p > 0)
+
+
+def peaks_of(logits, width):
+    padded = np.pad(logits, (0, -len(logits) % width), constant_values=-np.inf)
+    return Peaks(width, padded.reshape(-1, width).max(axis=1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 127, 1000, 9001]),
+    width=st.sampled_from([1, 16, 128]),
+    are_equal=st.booleans(),
+    temperature=st.sampled_from([0, 1e-50, 0.3, 1.0, 5.0]),
+    top_k=st.sampled_from([0, 1, 40, 500]),
+    top_p=st.sampled_from([0.01, 0.8, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    penalty=st.sampled_from([0.0, 1.0]),
+)
+def test_peaks_change_nothing_but_the_time(seed, size, width, are_equal, temperature, top_k, top_p, min_p, penalty):
+    random = np.random.default_rng(seed)
+    logits = (random.integers(-3, 3, size) if are_equal else random.standard_normal(size) * 3).astype(np.float32)
+    logits[random.random(size) < 0.1] = -np.inf
+    logits[random.integers(size)] = 1  # one is a number
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, presence_penalty=penalty, seed=seed, logprobs=2)
+    plain, peaked = Sampler(params, []), Sampler(params, [])
+    peaks = peaks_of(logits, width)
+    for _ in range(5):
+        choice = plain.choose(logits)
+        assert peaked.choose(logits, peaks) == choice
+        plain.accept(choice.token)
+        peaked.accept(choice.token)
+    count = int(random.integers(1, size + 1))
+    order = sorted(range(size), key=lambda i: (-logits[i], i))
+    assert sorted_ids(logits, count, peaks).tolist() == sorted_ids(logits, count).tolist() == order[:count]
+
+
+def test_any_number_is_drawn_from_its_place_however_few_are_looked_at():
+    """Without filters too: the candidates that were looked at first give the token that all of them would give."""
+    logits = (np.random.default_rng(2).standard_normal(5000) * 0.5).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    cumulated = np.cumsum(np.exp((logits[order] - logits.max()).astype(np.float64)))
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=1), [])
+    for share in (0.0, 0.01, 0.3, 0.9, 0.999, 1 - 2**-53):
+        sampler._next_number = share
+        place = np.flatnonzero(order == sampler.choose(logits, peaks_of(logits, 128)).token)[0]
+        assert abs(cumulated[place] / cumulated[-1] - share) < 2e-3
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}], ids=str)
+def test_peaks_tell_of_logits_that_are_no_numbers(params):
+    logits = np.zeros(300, np.float32)
+    logits[200] = np.nan
+    assert Sampler(SamplingParams(**params), []).choose(logits, peaks_of(logits, 128)) is None
 
 
 def test_same_seed_same_tokens():

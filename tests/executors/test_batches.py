@@ -7,8 +7,8 @@ import pytest
 
 from minicpm4.executors import Executor
 from minicpm4.model import PAGE_TOKENS, pages_for
-from minicpm4.model.parameters import EMBEDDING
-from minicpm4.quant import quantize
+from minicpm4.model.parameters import EMBEDDING, HEAD
+from minicpm4.quant import dequantize, quantize
 from tests.toy import plan_step, toy_config, toy_executor, toy_weights
 
 EXECUTORS = ("reference", "native", "torch")
@@ -144,3 +144,27 @@ def test_random_pages_are_finite_differ_by_seed_and_are_told_apart(executor: str
     assert np.isfinite(outputs).all()
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.array_equal(outputs[0], outputs[2])
+
+
+def test_peaks_are_the_largest_logits_of_each_task():
+    """A vocabulary of several tasks, the last one short; of every wanted row, and of each step anew."""
+    config = toy_config(vocab_size=301)
+    runner = toy_executor("native", config, toy_weights(config))
+    for tokens in ([5, 6, 7], [1]):
+        logits = runner.run(plan_step([(tokens, 0, [0])]))
+        width = runner.peaks.width
+        assert runner.peaks.values.shape == (len(tokens), -(-301 // width))
+        assert runner.peaks.values.shape[1] > 1
+        for index in range(runner.peaks.values.shape[1]):
+            np.testing.assert_array_equal(runner.peaks.values[:, index], logits[:, index * width : (index + 1) * width].max(axis=1))
+
+
+def test_peaks_of_broken_arithmetic():
+    config = toy_config(vocab_size=301)
+    weights = toy_weights(config)
+    values = dequantize(weights[HEAD])
+    values[[3, 300], 0] = np.nan, -np.inf
+    runner = toy_executor("native", config, {**weights, HEAD: quantize(values, "f32", name=HEAD)})
+    logits, width = runner.run(plan_step([([5, 6, 7], 0, [0])])), runner.peaks.width
+    assert np.isnan(runner.peaks.values[:, 0]).all()
+    np.testing.assert_array_equal(runner.peaks.values[:, -1], logits[:, 301 // width * width :].max(axis=1))

@@ -7,30 +7,22 @@ those of the config, and reads no weight. Does not know what the bits mean (quan
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from minicpm4.checkpoint import hf_folder
 from minicpm4.checkpoint.foreign import refuse_foreign
 from minicpm4.checkpoint.gguf import read_gguf
-from minicpm4.checkpoint.gguf_model import read_gguf_model, unpermuted_rows
-from minicpm4.checkpoint.mapped import MappedFile, TensorFile, TensorInfo
+from minicpm4.checkpoint.gguf_model import read_gguf_model
+from minicpm4.checkpoint.mapped import MappedFile, TensorInfo
+from minicpm4.checkpoint.sources import Source, StoredTensor, find_sources
 from minicpm4.errors import CheckpointError
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
 from minicpm4.model.parameters import EMBEDDING, HEAD, check_parameters, layer_parameter, parameter_shapes
 
 ROPE_BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # restate the config
 SAMPLED_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a parameter lies. heads: how many heads its rows must be put in order for (`unpermuted_rows`), 0 for as they are."""
-
-    file: TensorFile
-    name: str
-    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Checkpoint:
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every parameter's format, shape and size."""
-        return {name: source.file.tensors[source.name] for name, source in self.sources.items()}
+        return {name: source.info for name, source in self.sources.items()}
 
     @property
     def formats(self) -> frozenset[str]:
@@ -70,13 +62,11 @@ class Checkpoint:
         return sum(file.size for file in self._mapped())
 
     def load(self, name: str) -> PackedTensor:
-        """A parameter as stored: a view of the file (possibly unaligned), or a copy where rows are put in order.
+        """A parameter as stored: a view of the file (possibly unaligned), or a copy where its parts are put in order.
 
-        name: as in `tensors`; another is a KeyError. CheckpointError once the checkpoint is closed.
+        name: as in `tensors`; another is a KeyError. CheckpointError once the checkpoint is closed, or for a reserved ternary code.
         """
-        source = self.sources[name]
-        tensor = replace(source.file.load(source.name), name=name)
-        return tensor.take_rows(unpermuted_rows(source.heads, tensor.num_rows // source.heads)) if source.heads else tensor
+        return self.sources[name].load(name)
 
     def release(self) -> None:
         """Gives back the memory of file pages that were read; call it between tensors to keep the peak low."""
@@ -94,7 +84,7 @@ class Checkpoint:
         self.close()
 
     def _mapped(self) -> list[MappedFile]:
-        return list({id(source.file): source.file.file for source in self.sources.values()}.values())
+        return list({id(file): file.file for source in self.sources.values() for file, _ in source.parts}.values())
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -122,8 +112,7 @@ def open_folder(folder: Path) -> Checkpoint:
         )
     config, warnings = hf_folder.read_config(folder)
     generation, more_warnings = hf_folder.read_generation(folder)
-    files = hf_folder.read_weights(folder)
-    found = {name: Source(file, name) for file in files for name in file.tensors}
+    found = find_sources(hf_folder.read_weights(folder))
     ignorable = {name for name in found if name.endswith(ROPE_BUFFERS)} | ({HEAD} if config.has_tied_head else set())
     if HEAD in found and config.has_tied_head:
         check_same(found[EMBEDDING] if EMBEDDING in found else found[HEAD], found[HEAD])
@@ -157,15 +146,15 @@ def open_file(path: Path) -> Checkpoint:
         folder=None,
         metadata=file.metadata,
         generation={},
-        sources=checked_sources(config, {name: Source(file, stored, heads.get(name, 0)) for name, stored in model.names.items()}),
+        sources=checked_sources(config, {name: StoredTensor(file, stored, heads.get(name, 0)) for name, stored in model.names.items()}),
     )
 
 
 def checked_sources(config: ModelConfig, found: Mapping[str, Source], *, ignorable: Iterable[str] = ()) -> dict[str, Source]:
     """The config's parameters, which must be those found, all of formats that we know."""
-    check_parameters(config, {name: source.file.tensors[source.name].shape for name, source in found.items()}, ignorable=ignorable)
+    check_parameters(config, {name: source.info.shape for name, source in found.items()}, ignorable=ignorable)
     for name in parameter_shapes(config):
-        stored = found[name].file.tensors[found[name].name].format
+        stored = found[name].info.format
         if stored not in STORAGE_FORMATS:
             raise CheckpointError(f"tensor {name} is stored as {stored}", hint=f"get the model in one of {', '.join(STORAGE_FORMATS)}")
     return {name: found[name] for name in parameter_shapes(config)}
@@ -173,11 +162,12 @@ def checked_sources(config: ModelConfig, found: Mapping[str, Source], *, ignorab
 
 def check_same(embedding: Source, head: Source) -> None:
     """CheckpointError if a head that the config ties to the embedding is another matrix; a sample of its bytes is compared."""
-    first, second = (source.file.tensors[source.name] for source in (embedding, head))
+    first, second = embedding.info, head.info
     is_same = (first.format, first.shape) == (second.format, second.shape)
-    for offset in range(0, first.nbytes, max(1, first.nbytes // 16)) if is_same else ():
-        size = min(SAMPLED_BYTES, first.nbytes - offset)
-        is_same &= embedding.file.file.read(first.offset + offset, size) == head.file.file.read(second.offset + offset, size)
+    if is_same and first.format in STORAGE_FORMATS:
+        ours, theirs = (source.load(name).data.reshape(-1) for source, name in ((embedding, EMBEDDING), (head, HEAD)))
+        for offset in range(0, ours.size, max(1, ours.size // 16)):
+            is_same &= bool((ours[offset : offset + SAMPLED_BYTES] == theirs[offset : offset + SAMPLED_BYTES]).all())
     if not is_same:
         raise CheckpointError(
             "config.json ties the head to the embedding, but lm_head.weight differs from it",

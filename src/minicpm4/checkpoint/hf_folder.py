@@ -14,6 +14,7 @@ from minicpm4.checkpoint.foreign import CONVERT, FOREIGN_SUFFIXES
 from minicpm4.checkpoint.json_file import read_json
 from minicpm4.checkpoint.mapped import TensorFile
 from minicpm4.checkpoint.safetensors import read_safetensors
+from minicpm4.checkpoint.ternary_container import METHOD
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.model import ModelConfig
 from minicpm4.model.config import config_from_hf
@@ -27,9 +28,9 @@ DAMAGED = "the download is incomplete or damaged; get the folder again"
 def read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """The model that config.json describes, and what the user should know of it."""
     values = read_json(folder / "config.json")
-    quantization = values.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    quantization = values.pop("quantization_config", None)
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if quantization is not None and method != METHOD:
         raise ConfigError(
             f"the weights in {folder.name} are quantized with {method!r:.40}", hint="get the unquantized model, or a GGUF file of it"
         )

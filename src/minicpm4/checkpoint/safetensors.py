@@ -18,14 +18,14 @@ from minicpm4.model import STORAGE_FORMATS
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit, trailing spaces included
 MAX_TENSORS = 100_000
-FORMAT_OF_DTYPE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+FORMAT_OF_DTYPE = {"F32": "f32", "F16": "f16", "BF16": "bf16", "U8": "u8"}  # the last is no format, but part of ternary ones
 DAMAGED = "the file is damaged or not made by the safetensors library; download it again"
 
 
 def read_safetensors(path: Path) -> TensorFile:
     """The file's tensors; its `__metadata__` strings as metadata. CheckpointError for anything that the format forbids.
 
-    Dtypes other than F32, F16 and BF16 become the format "dtype '…'"; loading such a tensor is an error.
+    Dtypes other than F32, F16, BF16 and U8 become the format "dtype '…'"; loading such a tensor is an error.
     """
     file = MappedFile(path)
     header = parse_header(file)

@@ -34,6 +34,13 @@ Isa = Annotated[str | None, option("--isa", help="Instruction set of the native 
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
 KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32 or int8 (not in torch).")]
 Device = Annotated[str, option("--device", help="cpu or cuda (torch).")]
+RepackCache = Annotated[
+    bool,
+    option(
+        "--repack-cache/--no-repack-cache",
+        help="Keep the weights as the native executor packs them on the disk (packed/ in the cache folder, which may be deleted).",
+    ),
+]
 AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of text.")]
 
 Prompt = Annotated[str | None, option("-p", "--prompt", help="The text; '-' reads standard input.", metavar="TEXT")]
@@ -66,6 +73,7 @@ def load_options(
     activations: Activations = "auto",
     kv_format: KvFormat = "f16",
     device: Device = "cpu",
+    repack_cache: RepackCache = False,
 ) -> LoadOptions:
     """The group of options that say what is loaded and how it runs."""
     return LoadOptions(
@@ -79,6 +87,7 @@ def load_options(
         activations=activations,
         kv_format=kv_format,
         device=device,
+        repack_cache=repack_cache,
     )
 
 

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -114,7 +114,10 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
     executor_options, _ = resolve_options(
         load, subject.config, context_length=context_length, num_pages=pages_for(context_length), formats=subject.formats
     )
-    samples = measure(subject, load.executor, executor_options, options=options, progress=progress)
+    if load.repack_cache and subject.repack_file is None:
+        raise ConfigError("packed weights are kept of models, not of random weights", hint="leave out --repack-cache")
+    loaded_with = replace(executor_options, repack_file=subject.repack_file)
+    samples = measure(subject, load.executor, loaded_with, options=options, progress=progress)
     progress("measuring the memory")
     memory_rate = memory_bandwidth(executor_options.threads) if executor_options.device == "cpu" else None
     kv_bytes = kv_bytes_per_token(subject.config, executor_options.kv_format) * (options.context + options.decode // 2)

@@ -10,20 +10,24 @@ from pathlib import Path
 from minicpm4.checkpoint import open_checkpoint, resolve
 from minicpm4.deploy.random_weights import SHAPES, random_weights, shape_config
 from minicpm4.engine import LoadOptions, LoadProgress
-from minicpm4.engine.load import watched_loader
+from minicpm4.engine.load import repack_file, watched_loader
 from minicpm4.executors import WeightLoader
 from minicpm4.model import ModelConfig
 
 
 @dataclass(frozen=True)
 class Subject:
-    """formats: the storage formats that `weights` gives. flags: the options of `minicpm4 bench` that name it."""
+    """formats: the storage formats that `weights` gives. flags: the options of `minicpm4 bench` that name it.
+
+    repack_file: where its packed weights are kept, None for nowhere.
+    """
 
     name: str
     config: ModelConfig
     weights: WeightLoader
     formats: frozenset[str]
     flags: tuple[str, ...]
+    repack_file: Path | None = None
 
 
 @contextmanager
@@ -32,8 +36,11 @@ def checkpoint_subject(load: LoadOptions, *, progress: LoadProgress | None = Non
     download = None if progress is None else lambda done, total: progress("downloading", done, total)
     path = resolve(load.model, revision=load.revision, offline=load.offline, progress=download)
     with open_checkpoint(path) as checkpoint:
-        weights, flags = watched_loader(checkpoint, progress), ("--model", str(path.resolve()))
-        yield Subject(checkpoint.name, checkpoint.config, weights, checkpoint.formats, flags)
+        weights, flags = (
+            watched_loader(checkpoint, progress),
+            ("--model", str(path.resolve()), *(["--repack-cache"] if load.repack_cache else [])),
+        )
+        yield Subject(checkpoint.name, checkpoint.config, weights, checkpoint.formats, flags, repack_file(checkpoint, load))
 
 
 def random_subject(shape: str, format_name: str, *, context_length: int, seed: int) -> Subject:

@@ -131,8 +131,11 @@ class Engine:
             return []
         self._note_start(parts)
         logits = self._executor.run(build_step(parts))
-        complete = [part.sequence.request for part in parts if part.is_complete]
-        choices = [self._running[request].sampler.choose(row) for request, row in zip(complete, logits, strict=True)]
+        complete, peaks = [part.sequence.request for part in parts if part.is_complete], self._executor.peaks
+        choices = [
+            self._running[request].sampler.choose(row, None if peaks is None else peaks[index])
+            for index, (request, row) in enumerate(zip(complete, logits, strict=True))
+        ]
         events = [self._advance(request, choice) for request, choice in zip(complete, choices, strict=True)]
         for part in parts:  # after the tokens: a running sequence always has something left to compute
             part.sequence.num_cached += part.num_tokens

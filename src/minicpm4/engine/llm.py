@@ -85,6 +85,7 @@ class LLM:
         revision: str | None = None,
         offline: bool = False,
         space_prefix: bool | None = None,
+        repack_cache: bool = False,
         progress: LoadProgress | None = None,
     ) -> None:
         """The arguments are those of `LoadOptions`; progress is told (what, bytes done, bytes in all) of downloads and loads."""
@@ -101,6 +102,7 @@ class LLM:
             revision=revision,
             offline=offline,
             space_prefix=space_prefix,
+            repack_cache=repack_cache,
         )
         self._adopt(load_model(options, progress))
 

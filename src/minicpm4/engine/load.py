@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
+from minicpm4.checkpoint.fingerprint import fingerprint
 from minicpm4.engine.defaults import default_params, eos_of
 from minicpm4.engine.engine import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
 from minicpm4.engine.params import SamplingParams
 from minicpm4.errors import ConfigError
 from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
-from minicpm4.hardware import Choice, num_cores
+from minicpm4.hardware import Choice, cache_folder, num_cores
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
 from minicpm4.quant import KV_FORMATS
 from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer, template_of_folder, template_of_gguf
@@ -37,7 +39,8 @@ class LoadOptions:
     multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
     stored: "f16", "bf16", "f32", "int8" (half the memory of f16, for a little quality; not in torch). device: "cpu" or "cuda".
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
-    for what the file says.
+    for what the file says. repack_cache: whether the native executor keeps the weights as it has packed them in the cache folder, and
+    reads them from there the next time (see `repack_file`); nothing is ever deleted there.
     """
 
     model: str = "default"
@@ -52,6 +55,7 @@ class LoadOptions:
     kv_format: str = "f16"
     device: str = "cpu"
     space_prefix: bool | None = None
+    repack_cache: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -100,6 +104,7 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
             num_pages=memory.num_pages,
             formats=checkpoint.formats,
         )
+        executor_options = replace(executor_options, repack_file=repack_file(checkpoint, options))
         tokenizer, template = read_text_side(checkpoint, options.space_prefix)
         params, warnings = default_params(checkpoint.generation)
         executor = create_executor(
@@ -127,8 +132,13 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         memory=memory,
         executor=executor,
         choices=(*choices, *executor.choices),
-        warnings=(*checkpoint.warnings, *warnings, *sparse_warnings(config, memory.context_length)),
+        warnings=(*checkpoint.warnings, *warnings, *executor.warnings, *sparse_warnings(config, memory.context_length)),
     )
+
+
+def repack_file(checkpoint: Checkpoint, options: LoadOptions) -> Path | None:
+    """Where the packed weights of these very files are kept, None where they are not to be. The folder may be deleted at any time."""
+    return cache_folder() / "packed" / f"{fingerprint(checkpoint)}.bin" if options.repack_cache else None
 
 
 def sparse_warnings(config: ModelConfig, context_length: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -34,6 +35,7 @@ class ExecutorOptions:
     max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one of quant.KV_FORMATS.
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
     are multiplied with. device: "cpu" or "cuda" (torch only).
+    repack_file: where the packed weights are kept between loads (native only); None for nowhere.
     """
 
     context_length: int
@@ -44,6 +46,7 @@ class ExecutorOptions:
     isa: str | None = None
     activations: str = "f32"
     device: str = "cpu"
+    repack_file: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_pages", "max_step_tokens", "threads"):
@@ -60,6 +63,7 @@ class Capabilities:
     activations: frozenset[str]
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
+    keeps_packed: bool = False
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
         asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
@@ -68,6 +72,7 @@ class Capabilities:
             ("activations", {options.activations}, self.activations),
             ("devices", {options.device}, self.devices),
             ("instruction sets", {options.isa}, self.isas),
+            ("files of packed weights", {"yes"} if options.repack_file else set(), {"yes"} if self.keeps_packed else set()),
         ]
         for what, wanted, offered in asked:
             if wanted - offered:
@@ -79,16 +84,30 @@ class Capabilities:
                 )
 
 
+@dataclass(frozen=True)
+class Peaks:
+    """The largest of each `width` consecutive logits of a row; NaN where one of them is NaN. values: float32 [R, blocks] or [blocks]."""
+
+    width: int
+    values: np.ndarray
+
+    def __getitem__(self, row: int) -> Peaks:
+        return Peaks(self.width, self.values[row])
+
+
 class Executor(Protocol):
     """Runs steps of one model on one device. Owns the weights in its own form and the KV cache's storage; keeps no request state.
 
-    choices: what was decided at load, with reasons. weight_bytes: bytes that decoding one token reads.
+    choices: what was decided at load, with reasons. warnings: sentences for the user. weight_bytes: bytes that decoding one token reads.
+    peaks: of the logits that the newest run gave, valid as long as they are; None where the executor does not make them.
     """
 
     name: str
     choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
     weight_bytes: int
     kv_bytes: int
+    peaks: Peaks | None
 
     def run(self, step: Step) -> np.ndarray:
         """Logits, float32 [R, V], owned by the caller until the next call."""

@@ -5,7 +5,7 @@ What the bits of a block mean is beside its codec (dense, blocks, kquants, terna
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -40,11 +40,12 @@ def dequantize(tensor: PackedTensor, rows: slice | np.ndarray | None = None) -> 
     return values if len(tensor.shape) == 2 else values[0]
 
 
-def quantize(values: np.ndarray, format_name: str, *, name: str) -> PackedTensor:
+def quantize(values: np.ndarray, format_name: str, *, name: str, encode: Callable[[np.ndarray], np.ndarray] | None = None) -> PackedTensor:
     """A matrix [rows, columns] or vector [columns] in the given format, each block for itself.
 
-    name: the tensor's. ConfigError for a format that there is not, or blocks that do not divide a row;
-    CheckpointError for values that the format cannot hold (all hold finite values up to 65504; f32 and bf16 hold anything).
+    name: the tensor's. encode: another encoder than the format's own. ConfigError for a format that there is not, or blocks that
+    do not divide a row; CheckpointError for values that the format cannot hold (all hold finite values up to 65504; f32 and bf16
+    hold anything).
     """
     if format_name not in CODECS:
         raise ConfigError(f"there is no tensor format {format_name!r}", hint=f"choose one of {', '.join(CODECS)}")
@@ -58,10 +59,21 @@ def quantize(values: np.ndarray, format_name: str, *, name: str) -> PackedTensor
     data = np.empty((len(matrix), storage.row_bytes(matrix.shape[-1])), np.uint8)
     try:
         for group in row_groups(*matrix.shape):
-            packed = codec.encode(matrix[group].reshape(-1, storage.block_elements))
+            packed = (encode or codec.encode)(matrix[group].reshape(-1, storage.block_elements))
             data[group] = packed.view(np.uint8).reshape(-1, data.shape[1])
     except ValueError as error:
         raise CheckpointError(
             f"{name} cannot be stored as {format_name}: {error}", hint="check the tensor for NaN, or choose bf16"
         ) from error
     return PackedTensor(name, storage, tuple(values.shape), data)
+
+
+def pack_ternary(values: np.ndarray, group: int, *, name: str) -> PackedTensor:
+    """A pseudo-quantized matrix, whose every group of columns is a float16 times -1, 0 or 1, without changing a value.
+
+    group: columns that share a scale. ConfigError for a group that there is not, or that does not divide a row; CheckpointError
+    for values that are not of that kind.
+    """
+    if group not in ternary.TERNARY_FIELDS:
+        raise ConfigError(f"there are no ternary groups of {group}", hint=f"choose one of {', '.join(map(str, ternary.TERNARY_FIELDS))}")
+    return quantize(values, f"ternary_g{group}", name=name, encode=ternary.encode_exact)

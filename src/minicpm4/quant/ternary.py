@@ -1,9 +1,11 @@
-"""tq1_0 and tq2_0: blocks of 256 elements that are -1, 0 or 1 times one scale.
+"""Blocks of elements that are -1, 0 or 1 times one scale: GGUF's tq1_0 and tq2_0, and our own ternary_g32, g64, g128, g256.
 
-Layouts are GGUF's. A row whose 256 values share one magnitude is stored exactly; anything else is meant for models trained so.
+GGUF's blocks have 256 elements and take the largest magnitude as their scale. Ours have as many as the name says and follow
+BitCPM: the scale is the mean magnitude. A block whose values share one magnitude is stored exactly by `encode_exact`, and by
+GGUF's; by BitCPM's rule it is not, because zeros lower the mean: encode trained weights once, and keep codes and scales.
 """
 
-# n blocks
+# n blocks, g elements of a block of ours
 
 from __future__ import annotations
 
@@ -20,6 +22,11 @@ TQ2_0_FIELDS = np.dtype([("codes", "u1", 64), ("scale", "<f2")])
 TQ1_0_FIELDS = np.dtype([("codes", "u1", 52), ("scale", "<f2")])
 TQ1_0_RUNS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))  # first element, bytes, elements a byte
 POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+
+# Ours: two bits an element in order, then the block's scale. Element e is bits 2 (e % 4), 2 (e % 4) + 1 of byte e / 4; code 0, 1
+# or 2 means -1, 0 or 1. Code 3 is reserved: it is never written, readers of files refuse it, and decoders compute 2 for it.
+TERNARY_FIELDS = {g: np.dtype([("codes", "u1", g // 4), ("scale", "<f2")]) for g in (32, 64, 128, 256)}
+SMALLEST_SCALE = 1e-5  # of BitCPM's rule, for groups of nearly nothing
 
 
 def pack_digits(digits: np.ndarray) -> np.ndarray:
@@ -74,7 +81,37 @@ def encode_tq2_0(values: np.ndarray) -> np.ndarray:
     return blocks
 
 
+def decode_ternary(blocks_n: np.ndarray) -> np.ndarray:
+    """scale * (code - 1)."""
+    codes = unpack_fields(blocks_n["codes"][..., None], 2).reshape(len(blocks_n), -1)
+    return column(blocks_n["scale"]) * (codes.astype(np.int8) - np.int8(1))
+
+
+def ternary_blocks(values_ng: np.ndarray, scales_n: np.ndarray) -> np.ndarray:
+    """Blocks with these scales, float16, and the nearest codes."""
+    blocks = np.empty(len(values_ng), TERNARY_FIELDS[values_ng.shape[1]])
+    blocks["scale"] = scales_n
+    digits = codes_of(values_ng * reciprocal(column(scales_n)), -1, 1) + 1
+    blocks["codes"] = pack_fields(digits.reshape(len(values_ng), -1, 4, 1), 2)[..., 0]
+    return blocks
+
+
+def encode_mean(values_ng: np.ndarray) -> np.ndarray:
+    """BitCPM's rule: scale = the larger of the mean magnitude and SMALLEST_SCALE, as float16; code = value / scale to the nearest."""
+    to_half(np.abs(values_ng).max(axis=1))  # refuses what has no float16, though a mean may have one
+    return ternary_blocks(values_ng, to_half(np.maximum(np.abs(values_ng).mean(axis=1), SMALLEST_SCALE)))
+
+
+def encode_exact(values_ng: np.ndarray) -> np.ndarray:
+    """Values that are a float16 times -1, 0 or 1 in each block; ValueError where they are not."""
+    blocks = ternary_blocks(values_ng, to_half(np.abs(values_ng).max(axis=1)))
+    if not (decode_ternary(blocks) == values_ng).all():
+        raise ValueError("values are not a float16 times -1, 0 or 1 in each group")
+    return blocks
+
+
 CODECS = {
     "tq1_0": Codec(TQ1_0_FIELDS, decode_tq1_0, encode_tq1_0),
     "tq2_0": Codec(TQ2_0_FIELDS, decode_tq2_0, encode_tq2_0),
+    **{f"ternary_g{g}": Codec(fields, decode_ternary, encode_mean) for g, fields in TERNARY_FIELDS.items()},
 }

@@ -6,16 +6,20 @@ Knows the C++ module's calls; the kernels, their layouts and their instruction s
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
-from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
+from minicpm4.executors.base import Capabilities, ExecutorOptions, Peaks, WeightLoader
 from minicpm4.executors.native.record import Call, Named, Value, record
-from minicpm4.executors.native.schedule import add_codes, add_scale_to_embedding, assign_buffers, group_phases
+from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
+from minicpm4.executors.native.schedule import add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
+from minicpm4.model.parameters import parameter_shapes
 from minicpm4.quant import KV_FORMATS, dequantize
 
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
@@ -31,6 +35,7 @@ CAPABILITIES = Capabilities(
     activations=frozenset(CODE_BYTES),
     devices=frozenset(("cpu",)),
     isas=frozenset((None, *USABLE_ISAS)),
+    keeps_packed=True,
 )
 
 TILE_ROWS, TILE_ALIGNMENT = 16, 64  # see native/layout.h
@@ -77,7 +82,9 @@ class NativeExecutor:
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         self.config = config
         isa = choose_isa(options.isa)
-        self.choices = (isa,)
+        self.choices: tuple[Choice, ...] = (isa,)
+        self.warnings: tuple[str, ...] = ()
+        self.peaks: Peaks | None = None
         try:
             self._team = _native.Team(options.threads)
         except RuntimeError as error:
@@ -99,25 +106,52 @@ class NativeExecutor:
 
     def _build(self, weights: WeightLoader, options: ExecutorOptions) -> int:
         """Loads every parameter, records the forward pass, writes the program; returns the bytes that decoding a token reads."""
-        places, formats, packed_bytes, arena = dict[str, int](), dict[str, str](), dict[str, int](), _native.Arena()
+        places, matrices, arena = dict[str, int](), dict[str, Packed](), _native.Arena()
+        kept = self._read_kept(options.repack_file)
 
         def load(name: str) -> Named:
-            tensor = weights(name)
-            formats[name] = tensor.format.name
-            if len(tensor.shape) == 1:
-                places[name] = self._program.add_vector(dequantize(tensor))
-            else:
+            matrix = kept.get(name)
+            if matrix is None:
+                tensor = weights(name)
+                if len(tensor.shape) == 1:
+                    places[name] = self._program.add_vector(dequantize(tensor))
+                    return Named(name, tensor.shape)
                 rows, columns = tensor.shape
                 packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._team, arena)
-                places[name], packed_bytes[name] = self._program.add_weight(packed), packed.nbytes
-            return Named(name, tensor.shape)
+                matrix = Packed(tensor.format.name, (rows, columns), packed)
+            matrices[name] = matrix
+            places[name] = self._program.add_weight(matrix.weight)
+            return Named(name, matrix.shape)
 
         model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
         calls = add_scale_to_embedding(record(model))
         if CODE_BYTES[options.activations] > 0:
-            calls = add_codes(calls, {name for name, format in formats.items() if not STORAGE_FORMATS[format].is_dense})
-        self._write_program(calls, places)
-        return sum(packed_bytes[call.weight] for call in calls if call.op == "multiply" and call.weight)
+            calls = add_codes(calls, {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense})
+        self._write_program(add_peaks(calls, task_columns=self._program.task_columns), places)
+        if options.repack_file is not None and not kept:
+            self._keep(options.repack_file, matrices)
+        return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)
+
+    def _read_kept(self, path: Path | None) -> Mapping[str, Packed]:
+        """The matrices that an earlier load has kept; nothing where there are none, or none that can be trusted."""
+        if path is None:
+            return {}
+        shapes = {name: shape for name, shape in parameter_shapes(self.config).items() if len(shape) == 2}
+        try:
+            kept = read_repack(path, shapes, self._team)
+        except RepackError as error:
+            self.warnings += (f"the packed weights in {path} are made again: {error}",)
+            return {}
+        if kept is not None:
+            self.choices += (Choice("packed weights", "kept ones", str(path)),)
+        return kept or {}
+
+    def _keep(self, path: Path, matrices: Mapping[str, Packed]) -> None:
+        try:
+            write_repack(path, matrices, self._team)
+            self.choices += (Choice("packed weights", "made and kept", str(path)),)
+        except OSError as error:
+            self.warnings += (f"the packed weights cannot be kept in {path}: {error.strerror}",)
 
     def _write_program(self, calls: list[Call], places: dict[str, int]) -> None:
         """places: of each parameter, among the program's weights if it is a matrix, among its vectors if it is a vector."""
@@ -163,12 +197,14 @@ class NativeExecutor:
         logits: np.ndarray = self._program.run(
             s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size
         )
+        self.peaks = Peaks(self._program.task_columns, self._program.peaks(len(logits)))
         return logits
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 
     def close(self) -> None:
+        self.peaks = None  # it holds the program
         del self._program, self._team
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from minicpm4.executors.native.record import Call, Value
 
-COLUMN_OPS = ("add_scaled", "swiglu", "quantize", "rope", "store_keys", "store_values")  # a column needs no other, but for heads
+COLUMN_OPS = ("add_scaled", "swiglu", "quantize", "rope", "store_keys", "store_values", "peaks")  # a column needs no other, but for heads
 HEAD_OPS = ("rope", "store_keys", "store_values")  # these need whole heads
 IN_PLACE_OPS = ("scale", "add_scaled", "swiglu", "rope", "rms_norm", "merge")  # may write over an input: each row reads before it writes
 TILE_COLUMNS, WIDEST_HEAD = 16, 256  # of native/layout.h and native/program.cc: heads that a task holds whole
@@ -55,6 +55,14 @@ def add_scale_to_embedding(calls: list[Call]) -> list[Call]:
     if calls[1].op != "scale" or calls[0].op != "embed":
         return calls
     return [replace(calls[0], out=calls[1].out, factor=calls[1].factor), *calls[2:]]
+
+
+def add_peaks(calls: list[Call], *, task_columns: int) -> list[Call]:
+    """Appends the largest logits of each task of the head, so that who samples need not look at all of them."""
+    logits = calls[-1].out
+    assert logits is not None, "a forward pass ends with logits"
+    index = 1 + max(call.out.index for call in calls if call.out is not None)
+    return [*calls, Call("peaks", Value(index, -(-logits.columns // task_columns), logits.is_wanted), (logits,))]
 
 
 def group_phases(calls: list[Call], *, head_dim: int) -> list[Phase]:

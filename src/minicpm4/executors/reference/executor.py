@@ -34,6 +34,8 @@ class ReferenceExecutor:
     """See `executors.base.Executor`. activations other than f32 round the inputs of low-bit weights as the integer kernels do."""
 
     name = "reference"
+    warnings = ()
+    peaks = None
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         def load(name: str) -> ReferenceWeight:

@@ -44,6 +44,8 @@ class TorchExecutor:
     """See `executors.base.Executor`."""
 
     name = "torch"
+    warnings = ()
+    peaks = None
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         check_device(options.device)

@@ -32,7 +32,7 @@ Context = Annotated[int | None, option("-c", "--ctx-size", help="Tokens of conte
 Threads = Annotated[int | None, option("-t", "--threads", help="CPU threads; one a core by default.")]
 Isa = Annotated[str | None, option("--isa", help="Instruction set of the native executor; the best one by default.")]
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
-KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32 or int8 (not in torch).")]
+KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32, int8 (not in torch), or auto: int8 if activations are.")]
 Device = Annotated[str, option("--device", help="cpu or cuda (torch).")]
 RepackCache = Annotated[
     bool,
@@ -71,7 +71,7 @@ def load_options(
     executor: ExecutorName = "native",
     isa: Isa = None,
     activations: Activations = "auto",
-    kv_format: KvFormat = "f16",
+    kv_format: KvFormat = "auto",
     device: Device = "cpu",
     repack_cache: RepackCache = False,
 ) -> LoadOptions:

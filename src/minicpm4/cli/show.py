@@ -39,7 +39,7 @@ def plan_if_possible(checkpoint: Checkpoint, load: LoadOptions) -> tuple[MemoryP
     """The plan, or none and why: a model can be shown where the executor that would run it cannot be loaded."""
     try:
         plan = plan_memory(
-            checkpoint, executor=load.executor, kv_format=load.kv_format, device=load.device, context_length=load.context_length
+            checkpoint, executor=load.executor, kv_format=choose_kv_format(load, checkpoint.config, checkpoint.formats).value, device=load.device, context_length=load.context_length
         )
         return plan, ()
     except UnsupportedError as error:

@@ -79,7 +79,7 @@ class LLM:
         cache_tokens: int | None = None,
         threads: int | None = None,
         activations: str = "auto",
-        kv_format: str = "f16",
+        kv_format: str = "auto",
         isa: str | None = None,
         device: str = "cpu",
         revision: str | None = None,

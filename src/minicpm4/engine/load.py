@@ -37,7 +37,7 @@ class LoadOptions:
     what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
     one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
     multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
-    stored: "f16", "bf16", "f32", "int8" (half the memory of f16, for a little quality; not in torch). device: "cpu" or "cuda".
+    stored: "f16", "bf16", "f32", "int8" (half the memory of f16; not in torch), or "auto" (see `choose_kv_format`). device: "cpu" or "cuda".
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
     for what the file says. repack_cache: whether the native executor keeps the weights as it has packed them in the cache folder, and
     reads them from there the next time (see `repack_file`); nothing is ever deleted there.
@@ -52,7 +52,7 @@ class LoadOptions:
     threads: int | None = None
     isa: str | None = None
     activations: str = AUTO
-    kv_format: str = "f16"
+    kv_format: str = AUTO
     device: str = "cpu"
     space_prefix: bool | None = None
     repack_cache: bool = False
@@ -60,8 +60,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ConfigError(f"threads is {self.threads}, expected 1 to 1024", hint="leave it out for one a core")
-        if self.kv_format not in KV_FORMATS:
-            raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join(KV_FORMATS)}")
+        if self.kv_format not in (AUTO, *KV_FORMATS):
+            raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join((AUTO, *KV_FORMATS))}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         memory = plan_memory(
             checkpoint,
             executor=options.executor,
-            kv_format=options.kv_format,
+            kv_format=choose_kv_format(options, checkpoint.config, checkpoint.formats).value,
             device=options.device,
             context_length=options.context_length,
             cache_tokens=options.cache_tokens,
@@ -155,19 +155,19 @@ def resolve_options(
     formats: the storage formats of the weights; None where some are taken to be quantized.
     """
     threads = num_cores() if options.threads is None else options.threads
-    activations = choose_activations(options, config, formats)
+    activations, kv_format = choose_activations(options, config, formats), choose_kv_format(options, config, formats)
     resolved = ExecutorOptions(
         context_length=context_length,
         num_pages=num_pages,
         max_step_tokens=MAX_STEP_TOKENS,
-        kv_format=options.kv_format,
+        kv_format=kv_format.value,
         threads=threads,
         isa=options.isa,
         activations=activations.value,
         device=options.device,
     )
     chosen = Choice("executor", options.executor, "the default on a CPU" if options.executor == LoadOptions.executor else "asked for")
-    return resolved, (chosen, Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"), activations)
+    return resolved, (chosen, Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"), activations, kv_format)
 
 
 def choose_activations(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
@@ -187,6 +187,16 @@ def choose_activations(options: LoadOptions, config: ModelConfig, formats: Itera
     if config.hidden_size < SMALL_HIDDEN_SIZE:
         return Choice(what, "int16", "eight bits show in the answers of a model this small")
     return Choice(what, "int8", "fast, and exact enough for a model of this size")
+
+
+def choose_kv_format(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
+    """How keys and values are stored: in eight bits where activations have eight, since both then meet as integers."""
+    what = "kv cache"
+    if options.kv_format != AUTO:
+        return Choice(what, options.kv_format, "asked for")
+    if choose_activations(options, config, formats).value == "int8" and "int8" in capabilities_of(options.executor).kv_formats:
+        return Choice(what, "int8", "eight bits, as activations have")
+    return Choice(what, "f16", "half of float32, and as exact as it need be")
 
 
 def read_text_side(checkpoint: Checkpoint, space_prefix: bool | None) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
 from minicpm4.model.rope import RopeTable, rope_angles
-from minicpm4.quant import round_activations, round_cache
+from minicpm4.quant import round_activations, round_cache, round_queries
 
 Rotation = tuple[np.ndarray, np.ndarray]
 
@@ -73,7 +73,7 @@ class ReferenceOps:
         pages, offsets = np.divmod(step.slots_T, PAGE_TOKENS)
         for stored, new in ((keys, k_TGD), (values, v_TGD)):
             stored[pages, offsets] = round_cache(new.reshape(-1, c.num_kv_heads, c.head_dim), self.cache.kv_format)
-        q_TGJD = q_THD.reshape(len(q_THD), c.num_kv_heads, -1, c.head_dim)
+        q_TGJD = round_queries(q_THD.reshape(len(q_THD), c.num_kv_heads, -1, c.head_dim), self.cache.kv_format, self.activations)
         out = np.empty_like(q_TGJD)
         for sequence, length in enumerate(step.lengths_S):
             rows = slice(step.starts_S1[sequence], step.starts_S1[sequence + 1])

@@ -9,6 +9,7 @@ from minicpm4.executors.base import (
     capabilities_of,
     create_executor,
     executor_module,
+    kernel_bytes_per_page,
     kv_bytes_per_token,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "capabilities_of",
     "create_executor",
     "executor_module",
+    "kernel_bytes_per_page",
     "kv_bytes_per_token",
 ]

@@ -15,7 +15,10 @@ import numpy as np
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig, PackedTensor, Step
+from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.sparse import COARSE
+from minicpm4.model.sparse_step import places_per_page
 from minicpm4.quant import head_bytes
 
 EXECUTORS = ("native", "reference", "torch")
@@ -34,6 +37,7 @@ class ExecutorOptions:
     max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one of quant.KV_FORMATS.
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
     are multiplied with. device: "cpu" or "cuda" (torch only).
+    sparse: the rule by which rows attend to some blocks only (`model.sparse`); None where all attention is dense.
     """
 
     context_length: int
@@ -44,6 +48,7 @@ class ExecutorOptions:
     isa: str | None = None
     activations: str = "f32"
     device: str = "cpu"
+    sparse: SparseConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_pages", "max_step_tokens", "threads"):
@@ -53,15 +58,25 @@ class ExecutorOptions:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an executor can do; asking for more is an UnsupportedError, raised by `check`."""
+    """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
+
+    has_sparse: whether it runs InfLLM v2. kernel_format: how it keeps compressed keys beside their pages, one of quant.KV_FORMATS;
+    None where it makes them anew, or not at all.
+    """
 
     weight_formats: frozenset[str]
     kv_formats: frozenset[str]
     activations: frozenset[str]
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
+    has_sparse: bool = False
+    kernel_format: str | None = None
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
+        if options.sparse is not None and not self.has_sparse:
+            raise UnsupportedError(
+                f"executor {name} cannot do sparse attention", hint="choose another executor, or attend densely (--no-sparse, sparse=False)"
+            )
         asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
             ("weight formats", set(weight_formats), self.weight_formats),
             ("KV formats", {options.kv_format}, self.kv_formats),
@@ -161,3 +176,11 @@ def executor_module(name: str) -> ModuleType:
 def kv_bytes_per_token(config: ModelConfig, kv_format: str) -> int:
     """Bytes that a token's keys and values take in all layers."""
     return 2 * config.num_layers * config.num_kv_heads * head_bytes(kv_format, config.head_dim)
+
+
+def kernel_bytes_per_page(config: ModelConfig, sparse: SparseConfig | None, kernel_format: str | None) -> int:
+    """Bytes that the compressed keys beside a page take in all layers; 0 where none are kept."""
+    if sparse is None or kernel_format is None:
+        return 0
+    places = places_per_page(sparse) + (places_per_page(sparse, times=COARSE) if sparse.has_coarse_lse else 0)
+    return places * config.num_layers * config.num_kv_heads * head_bytes(kernel_format, config.head_dim)

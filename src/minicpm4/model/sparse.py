@@ -25,11 +25,13 @@ What the paper leaves open, and what is chosen here:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from minicpm4.model.config import SparseConfig
 
+Whole = TypeVar("Whole", int, np.ndarray)
 COARSE = 4  # the coarse kernels of the shortcut are so many times as long, and begin so many times as rarely
 
 
@@ -46,8 +48,8 @@ def num_kernels(sparse: SparseConfig, num_tokens: int, *, times: int = 1) -> int
     return max(0, (num_tokens - times * sparse.kernel_size) // (times * sparse.kernel_stride) + 1)
 
 
-def kernel_place(sparse: SparseConfig, kernel: int, *, times: int = 1) -> tuple[int, int]:
-    """Where a kernel is kept: (index of a page in its sequence, place beside that page).
+def kernel_place(sparse: SparseConfig, kernel: Whole, *, times: int = 1) -> tuple[Whole, Whole]:
+    """Where a kernel, or each of an array of them, is kept: (index of a page in its sequence, place beside that page).
 
     It is the page of the kernel's *last* token: everything that the kernel is made of lies at or before that page, so that a
     page which sequences share, or which is copied, takes along kernels that are right for all of them. Page b holds kernels

@@ -33,7 +33,7 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
 
 def toy(executor: str, sparse: SparseConfig | None, *, config: ModelConfig | None = None, **options: object) -> Executor:
     config = config or toy_config()
-    return toy_executor(executor, config, toy_weights(config), sparse=sparse, context_length=1024, **options)
+    return toy_executor(executor, config, toy_weights(config), sparse=sparse, context_length=1024, threads=1, **options)
 
 
 def alone(runner: Executor, tokens: list[int], pages: object = None) -> np.ndarray:
@@ -128,7 +128,7 @@ def test_no_row_sees_the_future(executor: str, rule: str) -> None:
     table = np.array(weights[EMBEDDING].data.view(np.float32))
     table[POISON] = np.nan
     weights[EMBEDDING] = quantize(table, "f32", name=EMBEDDING)
-    runner = toy_executor(executor, config, weights, sparse=RULES[rule], context_length=1024)
+    runner = toy_executor(executor, config, weights, sparse=RULES[rule], context_length=1024, threads=1)
     tokens = prompt(300)
     wanted = alone(runner, tokens)
     for border in (110, 127, 128, 129, 143, 255, 299):

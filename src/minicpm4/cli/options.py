@@ -34,6 +34,15 @@ Isa = Annotated[str | None, option("--isa", help="Instruction set of the native 
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
 KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32 or int8 (not in torch).")]
 Device = Annotated[str, option("--device", help="cpu or cuda (torch).")]
+Sparse = Annotated[
+    bool | None, option("--sparse/--no-sparse", help="Sparse attention (InfLLM v2) past --dense-len; by default as the model is made.")
+]
+SparseTopk = Annotated[int | None, option("--topk", help="Blocks of 64 tokens that a token attends to beside its window.")]
+Window = Annotated[int | None, option("--window", help="Tokens of the local window of sparse attention.")]
+DenseLen = Annotated[int | None, option("--dense-len", help="Attention is dense up to so many tokens; 0 makes all of it sparse.")]
+CoarseLse = Annotated[
+    bool | None, option("--coarse-lse/--exact-lse", help="Score blocks with the coarse shortcut of InfLLM v2; exact by default.")
+]
 AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of text.")]
 
 Prompt = Annotated[str | None, option("-p", "--prompt", help="The text; '-' reads standard input.", metavar="TEXT")]
@@ -66,6 +75,11 @@ def load_options(
     activations: Activations = "auto",
     kv_format: KvFormat = "f16",
     device: Device = "cpu",
+    sparse: Sparse = None,
+    topk: SparseTopk = None,
+    window: Window = None,
+    dense_len: DenseLen = None,
+    coarse_lse: CoarseLse = None,
 ) -> LoadOptions:
     """The group of options that say what is loaded and how it runs."""
     return LoadOptions(
@@ -79,6 +93,11 @@ def load_options(
         activations=activations,
         kv_format=kv_format,
         device=device,
+        sparse=sparse,
+        topk=topk,
+        window=window,
+        dense_len=dense_len,
+        coarse_lse=coarse_lse,
     )
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
@@ -13,10 +13,13 @@ from minicpm4.engine.defaults import default_params, eos_of
 from minicpm4.engine.engine import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.sparse import SparseWishes, choose_sparse
 from minicpm4.errors import ConfigError
 from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
 from minicpm4.hardware import Choice, num_cores
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.long_context import with_context
 from minicpm4.quant import KV_FORMATS
 from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer, template_of_folder, template_of_gguf
 
@@ -37,7 +40,8 @@ class LoadOptions:
     multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
     stored: "f16", "bf16", "f32", "int8" (half the memory of f16, for a little quality; not in torch). device: "cpu" or "cuda".
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
-    for what the file says.
+    for what the file says. sparse: whether attention is sparse past dense_len (InfLLM v2); None for what the model is made for.
+    topk, window, dense_len, coarse_lse: changes to the rule (see `SparseConfig`); None for the model's own.
     """
 
     model: str = "default"
@@ -52,6 +56,11 @@ class LoadOptions:
     kv_format: str = "f16"
     device: str = "cpu"
     space_prefix: bool | None = None
+    sparse: bool | None = None
+    topk: int | None = None
+    window: int | None = None
+    dense_len: int | None = None
+    coarse_lse: bool | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -59,10 +68,17 @@ class LoadOptions:
         if self.kv_format not in KV_FORMATS:
             raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join(KV_FORMATS)}")
 
+    @property
+    def sparse_wishes(self) -> SparseWishes:
+        return SparseWishes(
+            is_on=self.sparse, topk=self.topk, window_size=self.window, dense_len=self.dense_len, has_coarse_lse=self.coarse_lse
+        )
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that can run. choices and warnings: sentences for the user."""
+    """A model that can run. config: the checkpoint's, with more context where that was asked for and is known. sparse: the rule of
+    its attention, None where all is dense. choices and warnings: sentences for the user."""
 
     name: str
     config: ModelConfig
@@ -70,6 +86,7 @@ class LoadedModel:
     template: ChatTemplate | None
     default_params: SamplingParams
     limits: Limits
+    sparse: SparseConfig | None
     memory: MemoryPlan
     executor: Executor
     choices: tuple[Choice, ...]
@@ -85,17 +102,10 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
     download = None if progress is None else lambda done, total: progress("downloading", done, total)
     path = resolve(options.model, revision=options.revision, offline=options.offline, progress=download)
     with open_checkpoint(path) as checkpoint:
-        memory = plan_memory(
-            checkpoint,
-            executor=options.executor,
-            kv_format=options.kv_format,
-            device=options.device,
-            context_length=options.context_length,
-            cache_tokens=options.cache_tokens,
-        )
+        config, memory = plan_load(options, checkpoint)
         executor_options, choices = resolve_options(
             options,
-            checkpoint.config,
+            config,
             context_length=memory.context_length,
             num_pages=memory.num_pages,
             formats=checkpoint.formats,
@@ -104,12 +114,12 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         params, warnings = default_params(checkpoint.generation)
         executor = create_executor(
             options.executor,
-            checkpoint.config,
+            config,
             watched_loader(checkpoint, progress),
             options=executor_options,
             formats=checkpoint.formats,
         )
-    config, generation = checkpoint.config, checkpoint.generation
+    generation = checkpoint.generation
     limits = Limits(
         vocab_size=config.vocab_size,
         eos_ids=frozenset(i for i in (*config.eos_ids, *tokenizer.eos_ids, *eos_of(generation)) if i < config.vocab_size),
@@ -124,17 +134,40 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         template=template,
         default_params=params,
         limits=limits,
+        sparse=executor_options.sparse,
         memory=memory,
         executor=executor,
-        choices=(*choices, *executor.choices),
-        warnings=(*checkpoint.warnings, *warnings, *sparse_warnings(config, memory.context_length)),
+        choices=(*choices, *rope_choices(checkpoint.config, config), *executor.choices),
+        warnings=(*checkpoint.warnings, *warnings),
     )
 
 
-def sparse_warnings(config: ModelConfig, context_length: int) -> Iterator[str]:
-    if config.sparse is not None and context_length > config.sparse.dense_len:
-        threshold = config.sparse.dense_len
-        yield f"attention is dense so far: InfLLM v2, which the model's config asks for beyond {threshold} tokens, is not run yet"
+def plan_load(options: LoadOptions, checkpoint: Checkpoint) -> tuple[ModelConfig, MemoryPlan]:
+    """The config that runs, which may reach further than the checkpoint's where more context is asked for, and its memory plan."""
+    config = with_context(checkpoint.config, options.context_length)
+    longest = options.context_length or config.context_length  # a plan that fits less, and is dense for that, takes no more
+    sparse, _ = choose_sparse(options.sparse_wishes, config, executor=options.executor, context_length=longest)
+    return config, plan_memory(
+        checkpoint,
+        config,
+        executor=options.executor,
+        kv_format=options.kv_format,
+        device=options.device,
+        context_length=options.context_length,
+        cache_tokens=options.cache_tokens,
+        sparse=sparse,
+    )
+
+
+def rope_choices(published: ModelConfig, config: ModelConfig) -> tuple[Choice, ...]:
+    """What was done to reach further than the published config."""
+    if config.rope == published.rope:
+        return ()
+    return (
+        Choice(
+            "rope", f"long, for {config.context_length} tokens", f"more than the {published.context_length} of the config were asked for"
+        ),
+    )
 
 
 def resolve_options(
@@ -146,6 +179,7 @@ def resolve_options(
     """
     threads = num_cores() if options.threads is None else options.threads
     activations = choose_activations(options, config, formats)
+    sparse, attention = choose_sparse(options.sparse_wishes, config, executor=options.executor, context_length=context_length)
     resolved = ExecutorOptions(
         context_length=context_length,
         num_pages=num_pages,
@@ -155,9 +189,15 @@ def resolve_options(
         isa=options.isa,
         activations=activations.value,
         device=options.device,
+        sparse=sparse,
     )
     chosen = Choice("executor", options.executor, "the default on a CPU" if options.executor == LoadOptions.executor else "asked for")
-    return resolved, (chosen, Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"), activations)
+    return resolved, (
+        chosen,
+        Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"),
+        activations,
+        *attention,
+    )
 
 
 def choose_activations(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:

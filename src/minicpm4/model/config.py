@@ -218,7 +218,7 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
         rope=rope_from_hf(keys, warnings, head_dim=head_dim, context=context),
         **(minicpm_scales(keys, hidden=hidden, layers=layers) if is_minicpm else {}),
         has_tied_head=keys.get("tie_word_embeddings", bool, is_minicpm),
-        sparse=sparse_from_hf(keys, warnings),
+        sparse=sparse_from_hf(keys, warnings) or (SparseConfig() if is_minicpm else None),  # published MiniCPM4 files have no block
         bos_id=keys.get("bos_token_id", int),
         eos_ids=eos_ids,
     )

@@ -84,18 +84,19 @@ def attend_sparse(
         with torch.no_grad():
             blocks_RGC = select_blocks(sparse, q_RGJD.detach().float(), kernels, positions_R=positions_R)
         if q_RGJD.requires_grad or any(x.requires_grad for x in cached):
-            out = checkpoint(attend_blocks, q_RGJD, *cached, blocks_RGC, positions_R, use_reentrant=False)
+            out = checkpoint(attend_blocks, q_RGJD, cached, use_reentrant=False, blocks_RGC=blocks_RGC, positions_R=positions_R)
         else:
-            out = attend_blocks(q_RGJD, *cached, blocks_RGC, positions_R)
+            out = attend_blocks(q_RGJD, cached, blocks_RGC=blocks_RGC, positions_R=positions_R)
         outputs.append(out)
     return torch.cat(outputs)
 
 
-def attend_blocks(q_RGJD: Tensor, k_XGD: Tensor, v_XGD: Tensor, pages_P: Tensor, blocks_RGC: Tensor, positions_R: Tensor) -> Tensor:
+def attend_blocks(q_RGJD: Tensor, cached: tuple[Tensor, Tensor, Tensor], *, blocks_RGC: Tensor, positions_R: Tensor) -> Tensor:
     """Attention to the tokens of the chosen blocks that are not after the row; a block after the row is no choice.
 
     What a mask leaves out is read from the row's own token instead of where it would lie: nothing after a row is ever touched.
     """
+    k_XGD, v_XGD, pages_P = cached
     own_R11 = positions_R[:, None, None]
     tokens_RGL = (blocks_RGC[..., None] * PAGE_TOKENS + torch.arange(PAGE_TOKENS, device=blocks_RGC.device)).flatten(2)
     is_seen_RGL = tokens_RGL <= own_R11

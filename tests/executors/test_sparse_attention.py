@@ -3,16 +3,19 @@
 A selection that differs in one block moves logits by some 1e-2 here, so that equal logits say equal selections.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
 from minicpm4.executors import Executor
 from minicpm4.executors.torch.sparse import KernelStore
+from minicpm4.executors.torch.sparse import select_blocks as select_blocks_in_torch
 from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import EMBEDDING
-from minicpm4.model.sparse import COARSE, compress
+from minicpm4.model.sparse import COARSE, candidates, compress, num_kernels, pool_blocks, score_kernels, select_blocks
 from minicpm4.model.sparse_step import kernel_slots, new_kernels, plan_sparse
 from minicpm4.quant import quantize
 from tests.toy import plan_step, toy_config, toy_executor, toy_weights
@@ -74,6 +77,36 @@ def test_torch_chooses_as_the_reference(rule: str, heads: int, kv_heads: int, di
     check(other, reference)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("heads", [1, 3, 8, 16])
+def test_torch_selects_the_rules_blocks_but_for_near_ties(heads: int, rule: str) -> None:
+    """Scores are float32 sums in another order: a block may be another where the best one left is within 1e-5 of the last one taken."""
+    sparse, random = RULES[rule], np.random.default_rng(heads)
+    q = random.standard_normal((700, 2, heads, 6), np.float32)
+    keys = random.standard_normal((700, 2, 6), np.float32)
+    fine, coarse = compress(sparse, keys), compress(sparse, keys, times=COARSE) if sparse.has_coarse_lse else None
+    positions = np.arange(650, 700)
+    kernels = (torch.from_numpy(fine), None if coarse is None else torch.from_numpy(coarse))
+    got = select_blocks_in_torch(sparse, torch.from_numpy(q[positions]), kernels, positions_R=torch.from_numpy(positions)).numpy()
+    between, num_others = candidates(sparse, 650), 0
+    for row, position in enumerate(positions.tolist()):
+        wanted = select_blocks(sparse, q[position], fine, position=position, coarse_NGD=coarse)
+        seen = None if coarse is None else coarse[: num_kernels(sparse, position + 1, times=COARSE)]
+        scores = pool_blocks(sparse, score_kernels(q[position], fine[: num_kernels(sparse, position + 1)], seen), between)
+        ranked = -np.sort(-scores, axis=1)
+        margins = ranked[:, sparse.num_best_blocks - 1] - ranked[:, sparse.num_best_blocks]
+        for group in np.flatnonzero((got[row] != wanted).any(axis=1)):
+            num_others += 1
+            assert margins[group] < 1e-5
+    assert num_others <= 2
+
+
+def test_equal_scores_go_to_the_lower_block_in_torch_too() -> None:
+    kernels, positions = torch.ones((62, 1, 4)), torch.tensor([1023, 130])
+    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4)), (kernels, None), positions_R=positions)
+    assert got.tolist() == [[[0, 1, 2, 14, 15]], [[0, 1, 2, 3, 3]]]  # what the second has not is a block after its own
+
+
 @pytest.mark.parametrize("kv_format", ["f16", "bf16"])
 def test_kernels_are_means_of_keys_as_they_are_stored(kv_format: str) -> None:
     """Against float32 some rows choose otherwise; the two executors, which round alike, all choose the same."""
@@ -87,13 +120,18 @@ def test_kernels_are_means_of_keys_as_they_are_stored(kv_format: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("sizes", [(1, 399), (64, 64, 272), (299, 1, 1, 99), (57,) * 7 + (1,)], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 64, 272), (299, 1, 1, 99), (57,) * 7 + (1,)], ids=str)
 def test_a_prompt_in_chunks_selects_what_it_selects_at_once(sizes: tuple[int, ...], executor: str, rule: str) -> None:
     runner, tokens, pages, start, parts = toy(executor, RULES[rule]), prompt(400), (3, 9, 5, 1, 12, 0, 7), 0, []
     for size in sizes:
         parts.append(runner.run(plan_step([(tokens[start : start + size], start, pages)])).copy())
         start += size
-    check(np.concatenate(parts), alone(toy(executor, RULES[rule]), tokens))
+    check(np.concatenate(parts), at_once(executor, rule))
+
+
+@cache
+def at_once(executor: str, rule: str) -> np.ndarray:
+    return alone(toy(executor, RULES[rule]), prompt(400))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -131,7 +169,7 @@ def test_no_row_sees_the_future(executor: str, rule: str) -> None:
     runner = toy_executor(executor, config, weights, sparse=RULES[rule], context_length=1024, threads=1)
     tokens = prompt(300)
     wanted = alone(runner, tokens)
-    for border in (110, 127, 128, 129, 143, 255, 299):
+    for border in (127, 128, 143, 299):
         runner.run(plan_step([(tokens[:101], 0, range(5))]))
         got = runner.run(plan_step([(tokens[101:border] + [POISON] * (300 - border), 101, range(5))])).copy()
         check(got[: border - 101], wanted[101:border])

@@ -99,7 +99,8 @@ def score_kernels(q_GJD: np.ndarray, kernels_NGD: np.ndarray, coarse_NGD: np.nda
 
 def kernel_products(q_GJD: np.ndarray, kernels_NGD: np.ndarray) -> np.ndarray:
     """q k / sqrt(D), float32 [G, J, N]."""
-    return np.einsum("gjd,ngd->gjn", q_GJD, kernels_NGD, optimize=True) / np.float32(np.sqrt(q_GJD.shape[-1]))
+    products: np.ndarray = q_GJD @ kernels_NGD.transpose(1, 2, 0)
+    return products / np.float32(np.sqrt(q_GJD.shape[-1]))
 
 
 def pool_blocks(sparse: SparseConfig, scores_GN: np.ndarray, blocks: range) -> np.ndarray:

@@ -84,7 +84,8 @@ def attend_sparse(
         with torch.no_grad():
             blocks_RGC = select_blocks(sparse, q_RGJD.detach().float(), kernels, positions_R=positions_R)
         if q_RGJD.requires_grad or any(x.requires_grad for x in cached):
-            out = checkpoint(attend_blocks, q_RGJD, cached, use_reentrant=False, blocks_RGC=blocks_RGC, positions_R=positions_R)
+            chosen = {"blocks_RGC": blocks_RGC, "positions_R": positions_R}
+            out = checkpoint(attend_blocks, q_RGJD, cached, use_reentrant=False, preserve_rng_state=False, **chosen)
         else:
             out = attend_blocks(q_RGJD, cached, blocks_RGC=blocks_RGC, positions_R=positions_R)
         outputs.append(out)

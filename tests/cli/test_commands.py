@@ -120,6 +120,8 @@ def test_bench_prints_a_row_and_an_object(default_gguf):
         (("chat", "--executor", "abacus", "-p", "hi"), 1, "error: there is no executor 'abacus'"),
         (("chat", "-c", "99999", "-p", "hi"), 1, "error: a context of 99999 tokens was asked for"),
         (("bench", "--prefill", "9000"), 1, "error: the run needs 9000 tokens of context, there are 8192"),
+        (("chat", "--sparse", "-p", "hi"), 1, "error: executor native cannot do sparse attention"),
+        (("chat", "--topk", "3", "-p", "hi"), 1, "hint: this model is not made for sparse attention; add --sparse"),
         (("bench", "--random", "3B"), 1, "error: there is no shape '3B'"),
         (("generate", "--threads", "many"), 2, "Try 'minicpm4 generate --help'"),
         (("sing",), 2, "No such command"),
@@ -132,6 +134,17 @@ def test_wrong_usage(default_gguf, arguments, code, message):
     assert found == code
     assert message in notes
     assert out == ""
+
+
+def test_sparse_attention_by_flags_is_said_in_the_line_after_the_answer(default_gguf):
+    common = ("generate", "--executor", "torch", "-p", "word " * 300, "-n", "2", "-c", "512")
+    code, _, notes = run(*common, "--sparse", "--topk", "1", "--window", "64", "--dense-len", "0")
+    assert code == 0
+    assert "attention sparse beyond 0 tokens, 2 blocks of 64 a token (asked for)" in notes
+    assert re.search(r"attended to 2 of 5 blocks \(\d\d\.\d % of the tokens\)", notes)
+    _, out, notes = run(*common, "--json")
+    assert json.loads(out)["attended_share"] == 1
+    assert "attend" not in notes
 
 
 def test_stop_texts_by_environment_are_lines(default_gguf):

@@ -16,6 +16,7 @@ from minicpm4.engine import LoadOptions
 from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
 from minicpm4.hardware import Choice
 from minicpm4.model import Step
+from minicpm4.model.config import SparseConfig
 from tests.checkpoint.checkpoint_files import TINY_JSON
 
 PROMISED_FIELDS = {
@@ -197,3 +198,25 @@ def test_the_memory_is_read_at_a_plausible_speed(monkeypatch: pytest.MonkeyPatch
 def test_packed_weights_are_kept_of_models_alone(subject: Subject) -> None:
     with pytest.raises(ConfigError, match="packed weights are kept of models, not of random weights; leave out --repack-cache"):
         run_bench(subject, LoadOptions(repack_cache=True), QUICK)
+
+
+SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, topk=2, window=64, dense_len=100)
+
+
+def test_sparse_decoding_reads_what_it_attends_to_and_its_kernels(subject: Subject) -> None:
+    result = run_bench(subject, SPARSE, BenchOptions(prefill=0, decode=3, context=230, repeats=1))
+    assert (result.blocks_selected, result.blocks_total) == (3, 4)  # the token at position 230
+    assert result.attended_share == pytest.approx((64 + 64 + 39) / 231)
+    assert result.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2 * (64 + 64 + 39) + 2 * 2 * 8 * 4 * 4 * 3  # three pages of four kernels
+    command = str(result.recipe["command"])
+    assert command.endswith("--sparse --topk 2 --window 64 --dense-len 100 --exact-lse")
+    prompt = run_bench(subject, SPARSE, BenchOptions(prefill=250, decode=0, repeats=1))
+    assert (prompt.blocks_selected, prompt.blocks_total) == (3, 4)
+
+
+def test_dense_runs_say_so(subject: Subject) -> None:
+    result = run_bench(subject, LoadOptions(threads=1), BenchOptions(prefill=0, decode=3, context=230, repeats=1))
+    assert (result.blocks_selected, result.blocks_total, result.attended_share) == (4, 4, 1.0)
+    assert ("--no-sparse" in str(result.recipe["command"])) == (subject.config.sparse is not None)
+    assert bench_module.sparse_flags(None, SparseConfig()) == ("--no-sparse",)
+    assert bench_module.sparse_flags(None, None) == ()

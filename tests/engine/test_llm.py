@@ -15,10 +15,10 @@ import pytest
 from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestError, SamplingParams, UnsupportedError
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params, eos_of
-from minicpm4.engine.load import choose_activations, sparse_warnings
-from minicpm4.model.config import SparseConfig, config_from_hf
+from minicpm4.engine.load import choose_activations
+from minicpm4.model.config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
-from tests.toy import TOY, toy_config
+from tests.toy import toy_config
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY = SamplingParams(max_tokens=24)
@@ -263,14 +263,6 @@ def test_a_forked_process_is_told(default_gguf):
     assert done.stdout.endswith("True\n")
 
 
-def test_attention_that_is_not_run_yet_is_warned_of():
-    sparse = toy_config(sparse=SparseConfig(dense_len=100))
-    assert list(sparse_warnings(sparse, 100)) == list(sparse_warnings(TOY, 512)) == []
-    assert list(sparse_warnings(sparse, 101)) == [
-        "attention is dense so far: InfLLM v2, which the model's config asks for beyond 100 tokens, is not run yet"
-    ]
-
-
 @pytest.mark.parametrize(
     ("formats", "hidden_size", "choice"),
     [
@@ -306,7 +298,7 @@ def test_a_folder_brings_tokenizer_template_and_defaults(minicpm):
     assert (minicpm.default_params.temperature, minicpm.default_params.top_p) == (0.8, 0.8)
     assert minicpm.loaded.limits.eos_ids == {2, 73440}
     assert any("auto_map" in warning for warning in minicpm.loaded.warnings)
-    assert any("attention is dense so far" in warning for warning in minicpm.loaded.warnings)
+    assert "attention dense (executor native has no sparse attention, which the model is made for)" in map(str, minicpm.loaded.choices)
     assert "activations f32 (nothing is quantized)" in map(str, minicpm.loaded.choices)
     completion = minicpm.chat([{"role": "user", "content": "你好"}], SamplingParams(max_tokens=5, ignore_eos=True))
     assert len(completion.token_ids) == 5

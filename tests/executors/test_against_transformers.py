@@ -3,6 +3,7 @@
 Tolerance 1e-5: logits are of size one and sums at most 200 long, so a rounding of 6e-8 each leaves some 1e-6 a layer.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_scales_of_one_are_exactly_a_plain_llama(executor: str) -> None:
     plain = {key: value for key, value in neutral.items() if key not in ("scale_emb", "dim_model_base", "scale_depth")}
     plain["architectures"] = ["LlamaForCausalLM"]
     configs = [config_from_hf(values)[0] for values in (neutral, plain)]
-    assert configs[0] == configs[1]
+    assert replace(configs[0], sparse=None) == configs[1]  # past 8192 tokens a MiniCPM4 is made for sparse attention
     assert scales_of(configs[0]) == (1, 1, 1)
     weights = toy_weights(configs[0])
     got = toy_executor(executor, configs[0], weights).run(single_step(TOKENS, are_all_wanted=True))

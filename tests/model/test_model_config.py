@@ -52,8 +52,13 @@ def test_sizes_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         (lambda: SparseConfig(topk=0), "sparse topk is 0, expected a positive whole number"),
         (lambda: SparseConfig(dense_len=-2), r"sparse dense_len is -2, expected -1 \(never dense\) or a number of tokens"),
         (lambda: SparseConfig(window_size=100), "sparse window_size is 100, expected a multiple of the block, 64"),
+        (lambda: SparseConfig(block_size=128), "sparse block_size is 128, expected 64, a page of the cache"),
+        (lambda: SparseConfig(init_blocks=65), "sparse topk is 64, expected at least init_blocks, 65"),
+        (lambda: SparseConfig(kernel_stride=24), "sparse kernel_stride is 24, expected a divisor of the block, 64"),
+        (lambda: SparseConfig(kernel_size=40), "sparse kernel_size is 40, expected a multiple of kernel_stride, 16"),
+        (lambda: SparseConfig(kernel_size=128), "sparse kernel_size is 128, expected .* at most a block, 64"),
     ],
-    ids=["theta", "magnitude", "factors", "topk", "dense_len", "window"],
+    ids=["theta", "magnitude", "factors", "topk", "dense_len", "window", "block", "init", "stride", "size", "long-size"],
 )
 def test_parts_that_cannot_be(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -17,7 +17,7 @@ import numpy as np
 
 from minicpm4.checkpoint.mapped import TensorFile
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.model.config import LIMIT, KeyReader, ModelConfig, RopeConfig, require
+from minicpm4.model.config import LIMIT, KeyReader, ModelConfig, RopeConfig, SparseConfig, require
 from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, layer_parameter
 
 ARCHITECTURES = ("llama", "minicpm")
@@ -128,6 +128,7 @@ def config_from_gguf(file: TensorFile, keys: ArchitectureKeys, warnings: list[st
         residual_scale=keys.need("residual_scale", float) if is_minicpm else 1.0,
         logit_divisor=keys.need("logit_scale", float) if is_minicpm else 1.0,
         has_tied_head="output.weight" not in file.tensors,
+        sparse=SparseConfig() if is_minicpm else None,
         bos_id=next(iter(token_ids(keys.reader, ("bos",), vocab_size=vocab_size, warnings=warnings)), None),
         eos_ids=token_ids(keys.reader, ("eos", "eot"), vocab_size=vocab_size, warnings=warnings),
     )

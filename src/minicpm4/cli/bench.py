@@ -56,6 +56,7 @@ def table_of(result: BenchResult) -> str:
         "paged cache": f"yes, {result.kv_format}",
         f"prefill {result.prompt_tokens}, tok/s": rate(result.prefill_tokens_per_second),
         f"decode {result.new_tokens} at {result.context}, tok/s": rate(result.decode_tokens_per_second),
+        **({} if result.blocks_selected == result.blocks_total else {"attended": f"{100 * result.attended_share:.1f} %"}),
         "read, GB/s": rate(result.read_gb_per_second),
         "of the memory" if result.memory_gb_per_second is None else f"of {result.memory_gb_per_second:.0f} GB/s": share,
         "peak MB": f"{result.peak_memory_mb:.0f}",

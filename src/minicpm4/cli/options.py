@@ -32,7 +32,7 @@ Context = Annotated[int | None, option("-c", "--ctx-size", help="Tokens of conte
 Threads = Annotated[int | None, option("-t", "--threads", help="CPU threads; one a core by default.")]
 Isa = Annotated[str | None, option("--isa", help="Instruction set of the native executor; the best one by default.")]
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
-KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32, int8 (not in torch), or auto: int8 if activations are.")]
+KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32, int8 (not in torch), auto.")]
 Device = Annotated[str, option("--device", help="cpu or cuda (torch).")]
 RepackCache = Annotated[
     bool,
@@ -40,6 +40,15 @@ RepackCache = Annotated[
         "--repack-cache/--no-repack-cache",
         help="Keep the weights as the native executor packs them on the disk (packed/ in the cache folder, which may be deleted).",
     ),
+]
+Sparse = Annotated[
+    bool | None, option("--sparse/--no-sparse", help="Sparse attention (InfLLM v2) past --dense-len; by default as the model is made.")
+]
+SparseTopk = Annotated[int | None, option("--topk", help="Blocks of 64 tokens that a token attends to beside its window.")]
+Window = Annotated[int | None, option("--window", help="Tokens of the local window of sparse attention.")]
+DenseLen = Annotated[int | None, option("--dense-len", help="Attention is dense up to so many tokens; 0 makes all of it sparse.")]
+CoarseLse = Annotated[
+    bool | None, option("--coarse-lse/--exact-lse", help="Score blocks with the coarse shortcut of InfLLM v2; exact by default.")
 ]
 AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of text.")]
 
@@ -74,6 +83,11 @@ def load_options(
     kv_format: KvFormat = "auto",
     device: Device = "cpu",
     repack_cache: RepackCache = False,
+    sparse: Sparse = None,
+    topk: SparseTopk = None,
+    window: Window = None,
+    dense_len: DenseLen = None,
+    coarse_lse: CoarseLse = None,
 ) -> LoadOptions:
     """The group of options that say what is loaded and how it runs."""
     return LoadOptions(
@@ -88,6 +102,11 @@ def load_options(
         kv_format=kv_format,
         device=device,
         repack_cache=repack_cache,
+        sparse=sparse,
+        topk=topk,
+        window=window,
+        dense_len=dense_len,
+        coarse_lse=coarse_lse,
     )
 
 

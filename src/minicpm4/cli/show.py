@@ -11,7 +11,7 @@ from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
 from minicpm4.cli import options as o
 from minicpm4.cli.grouped import grouped
 from minicpm4.cli.terminal import transfer_bar, warn, write
-from minicpm4.engine import LoadOptions, MemoryPlan, plan_memory
+from minicpm4.engine import LoadOptions, MemoryPlan, plan_load
 from minicpm4.errors import UnsupportedError
 
 ShowTensors = Annotated[bool, o.option("--tensors", help="List every tensor.")]
@@ -38,10 +38,7 @@ def show(tensors: ShowTensors = False, json: o.AsJson = False, *, load: LoadOpti
 def plan_if_possible(checkpoint: Checkpoint, load: LoadOptions) -> tuple[MemoryPlan | None, tuple[str, ...]]:
     """The plan, or none and why: a model can be shown where the executor that would run it cannot be loaded."""
     try:
-        plan = plan_memory(
-            checkpoint, executor=load.executor, kv_format=choose_kv_format(load, checkpoint.config, checkpoint.formats).value, device=load.device, context_length=load.context_length
-        )
-        return plan, ()
+        return plan_load(load, checkpoint)[1], ()
     except UnsupportedError as error:
         return None, (f"no memory plan: {error}",)
 

@@ -98,5 +98,8 @@ def summary(completion: Completion, choices: tuple[Choice, ...]) -> str:
     ):
         if tokens > 0 and seconds > 0:
             rates.append(f"{name} {tokens / seconds:.0f} tok/s")
+    if completion.blocks_selected < completion.blocks_total:
+        share = f"{100 * completion.attended_share:.1f} %"
+        rates.append(f"attended to {completion.blocks_selected} of {completion.blocks_total} blocks ({share} of the tokens)")
     shown = [str(choice) for choice in choices if choice.what in ("executor", "isa")]
     return " · ".join([*rates, *shown])

@@ -21,9 +21,20 @@ import numpy as np
 from minicpm4.deploy.subject import Subject
 from minicpm4.engine import LoadOptions, resolve_options
 from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
-from minicpm4.executors import Executor, ExecutorOptions, create_executor, executor_module, kv_bytes_per_token
+from minicpm4.executors import (
+    Executor,
+    ExecutorOptions,
+    capabilities_of,
+    create_executor,
+    executor_module,
+    kernel_bytes_per_page,
+    kv_bytes_per_token,
+)
 from minicpm4.hardware import cpu_name, peak_memory
-from minicpm4.model import ModelConfig, pages_for, single_step
+from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for, single_step
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.long_context import with_context
+from minicpm4.model.sparse import Attended, count_attended
 
 Progress = Callable[[str], None]
 
@@ -57,6 +68,9 @@ class BenchOptions:
 class BenchResult:
     """Rates are tokens a second, None where not measured; bytes are those that decoding one token reads.
 
+    blocks_selected, blocks_total, attended_share: of the token in the middle of decoding, or the prompt's last where nothing is
+    decoded: the blocks of 64 tokens that it attends to, those that there are, and the share of tokens.
+
     memory_gb_per_second, bandwidth_share: of this machine's memory, None where the executor runs on another device.
     raw: the samples behind the medians. recipe: what is needed to run it again.
     """
@@ -75,6 +89,9 @@ class BenchResult:
     decode_tokens_per_second: float | None
     weight_bytes_per_token: int
     kv_bytes_per_token: int
+    blocks_selected: int
+    blocks_total: int
+    attended_share: float
     read_gb_per_second: float | None
     memory_gb_per_second: float | None
     bandwidth_share: float | None
@@ -105,6 +122,7 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
     load: its executor, threads, isa, activations, kv_format, device and context_length count; None is as much context as the run
     needs. Raises CapacityError where the run needs more context than load or the model has.
     """
+    subject = replace(subject, config=with_context(subject.config, max(options.num_tokens, load.context_length or 0)))
     context_length = options.num_tokens if load.context_length is None else load.context_length
     if options.num_tokens > min(context_length, subject.config.context_length):
         raise CapacityError(
@@ -120,7 +138,8 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
     samples = measure(subject, load.executor, loaded_with, options=options, progress=progress)
     progress("measuring the memory")
     memory_rate = memory_bandwidth(executor_options.threads) if executor_options.device == "cpu" else None
-    kv_bytes = kv_bytes_per_token(subject.config, executor_options.kv_format) * (options.context + options.decode // 2)
+    attended = attended_by(executor_options, options.context + options.decode // 2 if options.decode else options.prefill)
+    kv_bytes = cache_bytes_read(subject.config, load.executor, options=executor_options, num_tokens=options.context + options.decode // 2)
     decode_rate = 1 / median(samples.decode) if samples.decode else None
     read_rate = decode_rate * (samples.weight_bytes + kv_bytes) / 1e9 if decode_rate else None
     return BenchResult(
@@ -138,6 +157,9 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         decode_tokens_per_second=decode_rate,
         weight_bytes_per_token=samples.weight_bytes,
         kv_bytes_per_token=kv_bytes,
+        blocks_selected=attended.blocks_selected,
+        blocks_total=attended.blocks_total,
+        attended_share=attended.share,
         read_gb_per_second=read_rate,
         memory_gb_per_second=memory_rate / 1e9 if memory_rate else None,
         bandwidth_share=1e9 * read_rate / memory_rate if read_rate and memory_rate else None,
@@ -146,6 +168,20 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         raw={"prefill_seconds": samples.prefill, "decode_seconds_per_token": samples.decode},
         recipe=recipe(subject, load.executor, samples.isa, options=options, executor_options=executor_options),
     )
+
+
+def attended_by(options: ExecutorOptions, num_tokens: int) -> Attended:
+    """What the last of so many tokens attends to."""
+    return count_attended(options.sparse, np.arange(max(0, num_tokens - 1), num_tokens))
+
+
+def cache_bytes_read(config: ModelConfig, executor: str, *, options: ExecutorOptions, num_tokens: int) -> int:
+    """Bytes of the cache that computing the last of so many tokens reads: what it attends to, and the kernels that it chooses by."""
+    attended, sparse = attended_by(options, num_tokens), options.sparse
+    kernel_bytes = 0
+    if sparse is not None and num_tokens > sparse.dense_len:
+        kernel_bytes = kernel_bytes_per_page(config, sparse, capabilities_of(executor).kernel_format) * (num_tokens // PAGE_TOKENS)
+    return kv_bytes_per_token(config, options.kv_format) * attended.tokens_attended + kernel_bytes
 
 
 def measure(subject: Subject, executor: str, executor_options: ExecutorOptions, *, options: BenchOptions, progress: Progress) -> Samples:
@@ -208,12 +244,13 @@ def memory_bandwidth(threads: int) -> float | None:
 def recipe(subject: Subject, executor: str, isa: str, *, options: BenchOptions, executor_options: ExecutorOptions) -> dict[str, object]:
     """What is needed to run it again; command: the shell's words, with everything that was chosen spelled out."""
     chosen = asdict(options) | asdict(executor_options) | ({"isa": isa} if executor == "native" else {})
+    sparse_words = sparse_flags(executor_options.sparse, subject.config.sparse)
     flags = {"context_length": "ctx-size", "kv_format": "kv-format"}  # those that are not named as their fields
-    unsaid = ("num_pages", "max_step_tokens")  # they follow from the others
+    unsaid = ("num_pages", "max_step_tokens", "sparse")  # they follow from the others, or are said in flags of their own
     said = {flags.get(name, name): value for name, value in chosen.items() if name not in unsaid and value is not None}
     words = [word for flag, value in said.items() for word in (f"--{flag}", str(value))]
     return {
-        "command": shlex.join(["minicpm4", "bench", *subject.flags, "--executor", executor, *words]),
+        "command": shlex.join(["minicpm4", "bench", *subject.flags, "--executor", executor, *words, *sparse_words]),
         "executor": executor,
         "isa": isa,
         "machine": cpu_name(),
@@ -225,6 +262,15 @@ def recipe(subject: Subject, executor: str, isa: str, *, options: BenchOptions, 
         "commit": source_commit(),
         "flags": chosen,
     }
+
+
+def sparse_flags(sparse: SparseConfig | None, of_model: SparseConfig | None) -> tuple[str, ...]:
+    """The words that ask for this rule again; kernels and blocks are the model's own."""
+    if sparse is None:
+        return () if of_model is None else ("--no-sparse",)
+    numbers = {"--topk": sparse.topk, "--window": sparse.window_size, "--dense-len": sparse.dense_len}
+    lse = "--coarse-lse" if sparse.has_coarse_lse else "--exact-lse"
+    return ("--sparse", *(word for flag, value in numbers.items() for word in (flag, str(value))), lse)
 
 
 def source_commit() -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 from minicpm4.checkpoint.json_file import read_json
 from minicpm4.errors import ConfigError
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.config import SparseConfig, config_from_hf
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 from minicpm4.quant import quantize
 
@@ -23,10 +23,12 @@ SHAPES = {
     "0.5B": ModelConfig(
         vocab_size=73448, hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16, num_kv_heads=2, head_dim=64,
         context_length=32768, embedding_scale=12.0, residual_scale=1.4 / 24**0.5, logit_divisor=4.0, has_tied_head=True,
+        sparse=SparseConfig(),
     ),
     "8B": ModelConfig(
         vocab_size=73448, hidden_size=4096, intermediate_size=16384, num_layers=32, num_heads=32, num_kv_heads=2, head_dim=128,
         context_length=32768, norm_eps=1e-6, embedding_scale=12.0, residual_scale=1.4 / 32**0.5, logit_divisor=16.0,
+        sparse=SparseConfig(),
     ),
 }  # fmt: skip
 SAMPLE_ROWS = 64  # rows that are drawn and quantized; larger matrices repeat them

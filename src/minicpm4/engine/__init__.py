@@ -2,8 +2,8 @@
 
 from minicpm4.engine.answer import Completion
 from minicpm4.engine.llm import LLM, Stream
-from minicpm4.engine.load import LoadOptions, LoadProgress, read_text_side, resolve_options
-from minicpm4.engine.memory import MemoryPlan, plan_memory
+from minicpm4.engine.load import LoadOptions, LoadProgress, plan_load, read_text_side, resolve_options
+from minicpm4.engine.memory import MemoryPlan
 from minicpm4.engine.params import SamplingParams
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "MemoryPlan",
     "SamplingParams",
     "Stream",
-    "plan_memory",
+    "plan_load",
     "read_text_side",
     "resolve_options",
 ]

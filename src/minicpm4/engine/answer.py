@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from minicpm4.engine.engine import Event, FinishReason, Times
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.sampler import TokenLogprobs
 from minicpm4.errors import CheckpointError
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.sparse import count_attended
 from minicpm4.text import StopMatcher, TextStream, Tokenizer
 
 
@@ -20,7 +24,8 @@ class Completion:
     logprobs: one for each token, None unless asked for. finish_reason: "stop", "length", "cancelled" for a stream that was
     closed, or "error" for one of several answers in which the model computed what is not a number.
     time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first token;
-    decode_seconds: from the first to the last.
+    decode_seconds: from the first to the last. blocks_selected, blocks_total, attended_share: of the row that chose the newest token:
+    blocks of 64 tokens that it attended to, those that there were, and the share of tokens.
     """
 
     text: str
@@ -31,16 +36,22 @@ class Completion:
     time_to_first_token: float
     prefill_seconds: float
     decode_seconds: float
+    blocks_selected: int
+    blocks_total: int
+    attended_share: float
 
 
 class Answer:
     """Collects a request's events; `take_text` gives what became certain since the last call."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, prompt_tokens: int, is_continuation: bool) -> None:
-        """is_continuation: the answer goes on in the middle of a text, so a space that begins it counts."""
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, *, prompt_tokens: int, is_continuation: bool, sparse: SparseConfig | None
+    ) -> None:
+        """is_continuation: the answer goes on in the middle of a text, so a space that begins it counts. sparse: the attention's rule."""
         self.finish_reason: FinishReason | None = None
         self._stream, self._stops = TextStream(tokenizer, is_continuation=is_continuation), StopMatcher(params.stop)
         self._prompt_tokens, self._wants_logprobs = prompt_tokens, params.logprobs is not None
+        self._sparse = sparse
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._pieces: list[str] = []
@@ -70,6 +81,8 @@ class Answer:
     def completion(self) -> Completion:
         """The answer so far, which is the whole one once there is a finish_reason."""
         t = self._times
+        newest_row = self._prompt_tokens + max(1, len(self._token_ids)) - 2
+        attended = count_attended(self._sparse, np.array([newest_row]))
         first, newest = t.first_token or t.added, t.newest_token or t.added
         return Completion(
             text="".join(self._pieces),
@@ -80,6 +93,9 @@ class Answer:
             time_to_first_token=first - t.added,
             prefill_seconds=first - (t.started or t.added),
             decode_seconds=newest - first,
+            blocks_selected=attended.blocks_selected,
+            blocks_total=attended.blocks_total,
+            attended_share=attended.share,
         )
 
 

@@ -86,6 +86,11 @@ class LLM:
         offline: bool = False,
         space_prefix: bool | None = None,
         repack_cache: bool = False,
+        sparse: bool | None = None,
+        topk: int | None = None,
+        window: int | None = None,
+        dense_len: int | None = None,
+        coarse_lse: bool | None = None,
         progress: LoadProgress | None = None,
     ) -> None:
         """The arguments are those of `LoadOptions`; progress is told (what, bytes done, bytes in all) of downloads and loads."""
@@ -103,6 +108,11 @@ class LLM:
             offline=offline,
             space_prefix=space_prefix,
             repack_cache=repack_cache,
+            sparse=sparse,
+            topk=topk,
+            window=window,
+            dense_len=dense_len,
+            coarse_lse=coarse_lse,
         )
         self._adopt(load_model(options, progress))
 
@@ -254,7 +264,9 @@ class LLM:
 
     def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> int:
         request = self._open_engine().add(prompt, params)
-        self._answers[request] = Answer(self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation)
+        self._answers[request] = Answer(
+            self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=self.loaded.sparse
+        )
         return request
 
     def _complete_one(self, prompt: Sequence[int], params: Params, *, is_continuation: bool = False) -> Completion:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from minicpm4.engine.defaults import default_params, eos_of
 from minicpm4.engine.engine import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.sparse import SparseWishes, choose_sparse
 from minicpm4.errors import ConfigError
 from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
 from minicpm4.hardware import Choice, cache_folder, num_cores
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.long_context import with_context
 from minicpm4.quant import KV_FORMATS
 from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer, template_of_folder, template_of_gguf
 
@@ -37,10 +40,13 @@ class LoadOptions:
     what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
     one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
     multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
-    stored: "f16", "bf16", "f32", "int8" (half the memory of f16; not in torch), or "auto" (see `choose_kv_format`). device: "cpu" or "cuda".
+    stored: "f16", "bf16", "f32", "int8" (half the memory of f16; not in torch), or "auto" (see `choose_kv_format`).
+    device: "cpu" or "cuda".
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
     for what the file says. repack_cache: whether the native executor keeps the weights as it has packed them in the cache folder, and
     reads them from there the next time (see `repack_file`); nothing is ever deleted there.
+    sparse: whether attention is sparse past dense_len (InfLLM v2); None for what the model is made for.
+    topk, window, dense_len, coarse_lse: changes to the rule (see `SparseConfig`); None for the model's own.
     """
 
     model: str = "default"
@@ -56,6 +62,11 @@ class LoadOptions:
     device: str = "cpu"
     space_prefix: bool | None = None
     repack_cache: bool = False
+    sparse: bool | None = None
+    topk: int | None = None
+    window: int | None = None
+    dense_len: int | None = None
+    coarse_lse: bool | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -63,10 +74,17 @@ class LoadOptions:
         if self.kv_format not in (AUTO, *KV_FORMATS):
             raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join((AUTO, *KV_FORMATS))}")
 
+    @property
+    def sparse_wishes(self) -> SparseWishes:
+        return SparseWishes(
+            is_on=self.sparse, topk=self.topk, window_size=self.window, dense_len=self.dense_len, has_coarse_lse=self.coarse_lse
+        )
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that can run. choices and warnings: sentences for the user."""
+    """A model that can run. config: the checkpoint's, with more context where that was asked for and is known. sparse: the rule of
+    its attention, None where all is dense. choices and warnings: sentences for the user."""
 
     name: str
     config: ModelConfig
@@ -74,6 +92,7 @@ class LoadedModel:
     template: ChatTemplate | None
     default_params: SamplingParams
     limits: Limits
+    sparse: SparseConfig | None
     memory: MemoryPlan
     executor: Executor
     choices: tuple[Choice, ...]
@@ -89,17 +108,10 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
     download = None if progress is None else lambda done, total: progress("downloading", done, total)
     path = resolve(options.model, revision=options.revision, offline=options.offline, progress=download)
     with open_checkpoint(path) as checkpoint:
-        memory = plan_memory(
-            checkpoint,
-            executor=options.executor,
-            kv_format=choose_kv_format(options, checkpoint.config, checkpoint.formats).value,
-            device=options.device,
-            context_length=options.context_length,
-            cache_tokens=options.cache_tokens,
-        )
+        config, memory = plan_load(options, checkpoint)
         executor_options, choices = resolve_options(
             options,
-            checkpoint.config,
+            config,
             context_length=memory.context_length,
             num_pages=memory.num_pages,
             formats=checkpoint.formats,
@@ -109,12 +121,12 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         params, warnings = default_params(checkpoint.generation)
         executor = create_executor(
             options.executor,
-            checkpoint.config,
+            config,
             watched_loader(checkpoint, progress),
             options=executor_options,
             formats=checkpoint.formats,
         )
-    config, generation = checkpoint.config, checkpoint.generation
+    generation = checkpoint.generation
     limits = Limits(
         vocab_size=config.vocab_size,
         eos_ids=frozenset(i for i in (*config.eos_ids, *tokenizer.eos_ids, *eos_of(generation)) if i < config.vocab_size),
@@ -129,10 +141,11 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         template=template,
         default_params=params,
         limits=limits,
+        sparse=executor_options.sparse,
         memory=memory,
         executor=executor,
-        choices=(*choices, *executor.choices),
-        warnings=(*checkpoint.warnings, *warnings, *executor.warnings, *sparse_warnings(config, memory.context_length)),
+        choices=(*choices, *rope_choices(checkpoint.config, config), *executor.choices),
+        warnings=(*checkpoint.warnings, *warnings, *executor.warnings),
     )
 
 
@@ -141,10 +154,32 @@ def repack_file(checkpoint: Checkpoint, options: LoadOptions) -> Path | None:
     return cache_folder() / "packed" / f"{fingerprint(checkpoint)}.bin" if options.repack_cache else None
 
 
-def sparse_warnings(config: ModelConfig, context_length: int) -> Iterator[str]:
-    if config.sparse is not None and context_length > config.sparse.dense_len:
-        threshold = config.sparse.dense_len
-        yield f"attention is dense so far: InfLLM v2, which the model's config asks for beyond {threshold} tokens, is not run yet"
+def plan_load(options: LoadOptions, checkpoint: Checkpoint) -> tuple[ModelConfig, MemoryPlan]:
+    """The config that runs, which may reach further than the checkpoint's where more context is asked for, and its memory plan."""
+    config = with_context(checkpoint.config, options.context_length)
+    longest = options.context_length or config.context_length  # a plan that fits less, and is dense for that, takes no more
+    sparse, _ = choose_sparse(options.sparse_wishes, config, executor=options.executor, context_length=longest)
+    return config, plan_memory(
+        checkpoint,
+        config,
+        executor=options.executor,
+        kv_format=choose_kv_format(options, config, checkpoint.formats).value,
+        device=options.device,
+        context_length=options.context_length,
+        cache_tokens=options.cache_tokens,
+        sparse=sparse,
+    )
+
+
+def rope_choices(published: ModelConfig, config: ModelConfig) -> tuple[Choice, ...]:
+    """What was done to reach further than the published config."""
+    if config.rope == published.rope:
+        return ()
+    return (
+        Choice(
+            "rope", f"long, for {config.context_length} tokens", f"more than the {published.context_length} of the config were asked for"
+        ),
+    )
 
 
 def resolve_options(
@@ -156,6 +191,7 @@ def resolve_options(
     """
     threads = num_cores() if options.threads is None else options.threads
     activations, kv_format = choose_activations(options, config, formats), choose_kv_format(options, config, formats)
+    sparse, attention = choose_sparse(options.sparse_wishes, config, executor=options.executor, context_length=context_length)
     resolved = ExecutorOptions(
         context_length=context_length,
         num_pages=num_pages,
@@ -165,9 +201,16 @@ def resolve_options(
         isa=options.isa,
         activations=activations.value,
         device=options.device,
+        sparse=sparse,
     )
     chosen = Choice("executor", options.executor, "the default on a CPU" if options.executor == LoadOptions.executor else "asked for")
-    return resolved, (chosen, Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"), activations, kv_format)
+    return resolved, (
+        chosen,
+        Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"),
+        activations,
+        kv_format,
+        *attention,
+    )
 
 
 def choose_activations(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from minicpm4.checkpoint import Checkpoint
 from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.executors import executor_module, kv_bytes_per_token
+from minicpm4.executors import capabilities_of, executor_module, kernel_bytes_per_page, kv_bytes_per_token
 from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for
+from minicpm4.model.config import SparseConfig
 
 SPARE = 256 << 20  # kept free for the rest: a step's activations (512 tokens of MiniCPM4-8B take 100 MB), logits (0.3 MB each), Python
 MIN_CONTEXT = 512  # a context shorter than this is not chosen for the user
@@ -15,7 +16,7 @@ MIN_CONTEXT = 512  # a context shorter than this is not chosen for the user
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """weight_bytes: the weights as the executor keeps them. kv_bytes: of a cache that holds cache_tokens.
+    """weight_bytes: the weights as the executor keeps them. kv_bytes: of a cache that holds cache_tokens, compressed keys with it.
 
     context_length: the most tokens of one sequence, and why it is what it is. available: bytes free now on the device, None
     where unknown; SPARE of them are left to activations, logits and the program itself.
@@ -43,20 +44,24 @@ class MemoryPlan:
 
 def plan_memory(
     checkpoint: Checkpoint,
+    config: ModelConfig,
     *,
     executor: str,
     kv_format: str,
     device: str = "cpu",
     context_length: int | None = None,
     cache_tokens: int | None = None,
+    sparse: SparseConfig | None = None,
 ) -> MemoryPlan:
     """The plan for these wishes; None means the model's own context, or as much of it as fits, and a cache of one context.
 
+    config, sparse: those that will run, which may reach further than the checkpoint's own config.
     ConfigError for sizes that cannot be; CapacityError where the plan does not fit the device's free memory, with the numbers;
     UnsupportedError where the executor or the device is not there to be asked.
     """
-    config, token_bytes = checkpoint.config, kv_bytes_per_token(checkpoint.config, kv_format)
     module = executor_module(executor)
+    page_bytes = kernel_bytes_per_page(config, sparse, capabilities_of(executor).kernel_format)
+    token_bytes = kv_bytes_per_token(config, kv_format) + -(-page_bytes // PAGE_TOKENS)
     weight_bytes = sum(module.weight_bytes(info.format, info.shape) for info in checkpoint.tensors.values())
     available = module.free_memory(device)
     room = None if available is None else max(0, available - weight_bytes - SPARE) // token_bytes

@@ -10,6 +10,7 @@ from minicpm4.executors.base import (
     capabilities_of,
     create_executor,
     executor_module,
+    kernel_bytes_per_page,
     kv_bytes_per_token,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "capabilities_of",
     "create_executor",
     "executor_module",
+    "kernel_bytes_per_page",
     "kv_bytes_per_token",
 ]

@@ -16,7 +16,10 @@ import numpy as np
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig, PackedTensor, Step
+from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.sparse import COARSE
+from minicpm4.model.sparse_step import places_per_page
 from minicpm4.quant import head_bytes
 
 EXECUTORS = ("native", "reference", "torch")
@@ -36,6 +39,7 @@ class ExecutorOptions:
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
     are multiplied with. device: "cpu" or "cuda" (torch only).
     repack_file: where the packed weights are kept between loads (native only); None for nowhere.
+    sparse: the rule by which rows attend to some blocks only (`model.sparse`); None where all attention is dense.
     """
 
     context_length: int
@@ -47,6 +51,7 @@ class ExecutorOptions:
     activations: str = "f32"
     device: str = "cpu"
     repack_file: Path | None = None
+    sparse: SparseConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_pages", "max_step_tokens", "threads"):
@@ -56,7 +61,11 @@ class ExecutorOptions:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an executor can do; asking for more is an UnsupportedError, raised by `check`."""
+    """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
+
+    has_sparse: whether it runs InfLLM v2. kernel_format: how it keeps compressed keys beside their pages, one of quant.KV_FORMATS;
+    None where it makes them anew, or not at all.
+    """
 
     weight_formats: frozenset[str]
     kv_formats: frozenset[str]
@@ -64,8 +73,14 @@ class Capabilities:
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
     keeps_packed: bool = False
+    has_sparse: bool = False
+    kernel_format: str | None = None
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
+        if options.sparse is not None and not self.has_sparse:
+            raise UnsupportedError(
+                f"executor {name} cannot do sparse attention", hint="choose another executor, or attend densely (--no-sparse, sparse=False)"
+            )
         asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
             ("weight formats", set(weight_formats), self.weight_formats),
             ("KV formats", {options.kv_format}, self.kv_formats),
@@ -180,3 +195,11 @@ def executor_module(name: str) -> ModuleType:
 def kv_bytes_per_token(config: ModelConfig, kv_format: str) -> int:
     """Bytes that a token's keys and values take in all layers."""
     return 2 * config.num_layers * config.num_kv_heads * head_bytes(kv_format, config.head_dim)
+
+
+def kernel_bytes_per_page(config: ModelConfig, sparse: SparseConfig | None, kernel_format: str | None) -> int:
+    """Bytes that the compressed keys beside a page take in all layers; 0 where none are kept."""
+    if sparse is None or kernel_format is None:
+        return 0
+    places = places_per_page(sparse) + (places_per_page(sparse, times=COARSE) if sparse.has_coarse_lse else 0)
+    return places * config.num_layers * config.num_kv_heads * head_bytes(kernel_format, config.head_dim)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from minicpm4.errors import ConfigError
+from minicpm4.model.step import PAGE_TOKENS
 
 LIMIT = 1 << 24  # no size of a real model reaches it; a hostile one must not make us allocate
 
@@ -45,27 +46,57 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """InfLLM v2 (arXiv 2509.24663), in tokens unless said; the names and defaults are those of the checkpoints' `sparse_config`.
+    """InfLLM v2 (arXiv 2509.24663). The first seven names and defaults are those of the checkpoints' `sparse_config`; `model.sparse`
+    is the rule that they are numbers of.
 
-    A query attends to `init_blocks` first blocks, the blocks of its local window, and the best of the rest, `topk`
-    blocks in all beside the window; sequences shorter than dense_len attend to everything.
+    kernel_size, kernel_stride: a compressed key is the mean of kernel_size keys in a row; one begins every kernel_stride tokens.
+    block_size: tokens of a block, the unit of selection; a page of the cache, and nothing else.
+    init_blocks: first blocks of a sequence, which every row sees.
+    window_size: tokens of the local window, in whole blocks of which the last is the row's own.
+    topk: blocks beside the window: the init_blocks, which count here, and the best topk - init_blocks of those between.
+    dense_len: a row that sees at most so many tokens, its own among them, attends to all of them; 0 and -1: no row does.
+    has_coarse_lse: whether scores are normalized by a logarithm of summed exponentials over coarser kernels (four times the size and
+    stride) instead of their own: a quarter of one pass's work, another order where it is close. False is exact.
     """
 
     kernel_size: int = 32
     kernel_stride: int = 16
-    block_size: int = 64
+    block_size: int = PAGE_TOKENS
     init_blocks: int = 1
     window_size: int = 2048
     topk: int = 64
     dense_len: int = 8192
+    has_coarse_lse: bool = False
 
     def __post_init__(self) -> None:
         for name in ("kernel_size", "kernel_stride", "block_size", "init_blocks", "window_size", "topk"):
             require(0 < getattr(self, name) < LIMIT, f"sparse {name}", getattr(self, name), "a positive whole number")
+        block, stride = self.block_size, self.kernel_stride
+        require(block == PAGE_TOKENS, "sparse block_size", block, f"{PAGE_TOKENS}, a page of the cache")
         require(self.dense_len >= -1, "sparse dense_len", self.dense_len, "-1 (never dense) or a number of tokens")
-        require(
-            self.window_size % self.block_size == 0, "sparse window_size", self.window_size, f"a multiple of the block, {self.block_size}"
-        )
+        require(self.window_size % block == 0, "sparse window_size", self.window_size, f"a multiple of the block, {block}")
+        require(self.topk >= self.init_blocks, "sparse topk", self.topk, f"at least init_blocks, {self.init_blocks}, which it counts")
+        require(block % stride == 0, "sparse kernel_stride", stride, f"a divisor of the block, {block}")
+        is_whole = self.kernel_size % stride == 0 and self.kernel_size <= block
+        require(is_whole, "sparse kernel_size", self.kernel_size, f"a multiple of kernel_stride, {stride}, at most a block, {block}")
+
+    @property
+    def num_local_blocks(self) -> int:
+        return self.window_size // self.block_size
+
+    @property
+    def num_best_blocks(self) -> int:
+        """Blocks that are chosen by their scores."""
+        return self.topk - self.init_blocks
+
+    @property
+    def max_blocks(self) -> int:
+        """The most blocks that a sparse row attends to; 96 by default."""
+        return self.num_local_blocks + self.topk
+
+    @property
+    def kernels_per_block(self) -> int:
+        return self.block_size // self.kernel_stride
 
 
 @dataclass(frozen=True)
@@ -187,7 +218,7 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
         rope=rope_from_hf(keys, warnings, head_dim=head_dim, context=context),
         **(minicpm_scales(keys, hidden=hidden, layers=layers) if is_minicpm else {}),
         has_tied_head=keys.get("tie_word_embeddings", bool, is_minicpm),
-        sparse=sparse_from_hf(keys, warnings),
+        sparse=sparse_from_hf(keys, warnings) or (SparseConfig() if is_minicpm else None),  # published MiniCPM4 files have no block
         bos_id=keys.get("bos_token_id", int),
         eos_ids=eos_ids,
     )
@@ -233,9 +264,8 @@ def sparse_from_hf(keys: KeyReader, warnings: list[str]) -> SparseConfig | None:
     inner = KeyReader(block, "config.json sparse_config")
     if inner.get("use_nope", bool, False):
         raise ConfigError("config.json: sparse_config.use_nope is not supported", hint="no published model sets it")
-    values = {
-        name: inner.get(name, int, default) for name, default in ((f, getattr(SparseConfig, f)) for f in SparseConfig.__dataclass_fields__)
-    }
+    names = (field.name for field in fields(SparseConfig) if field.name != "has_coarse_lse")  # which is ours
+    values = {name: inner.get(name, int, getattr(SparseConfig, name)) for name in names}
     if inner.unread():
         warnings.append(f"config.json: ignored sparse_config keys {', '.join(inner.unread())}")
     return SparseConfig(**values)

@@ -65,3 +65,18 @@ def single_step(tokens: np.ndarray, *, start: int = 0, are_all_wanted: bool = Fa
         pages_SP=np.arange(pages_for(start + count), dtype=np.int32)[None],
         wanted_R=np.arange(count, dtype=np.int32) if are_all_wanted else np.array([count - 1], np.int32),
     )
+
+
+def whole_pages_step(pages: np.ndarray) -> Step:
+    """A step of one sequence that fills these pages, in their order, from position 0; no logits are wanted, tokens are 0."""
+    count = len(pages) * PAGE_TOKENS
+    positions = np.arange(count, dtype=np.int32)
+    return Step(
+        tokens_T=np.zeros(count, np.int32),
+        positions_T=positions,
+        slots_T=(pages[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS).astype(np.int32),
+        starts_S1=np.array([0, count], np.int32),
+        lengths_S=np.array([count], np.int32),
+        pages_SP=np.ascontiguousarray(pages, np.int32)[None],
+        wanted_R=np.zeros(0, np.int32),
+    )

@@ -17,6 +17,7 @@ CAPABILITIES = Capabilities(
     kv_formats=frozenset(KV_FORMATS),
     activations=frozenset(("int8", "int16", "f32")),
     devices=frozenset(("cpu",)),
+    has_sparse=True,
 )
 
 
@@ -45,7 +46,7 @@ class ReferenceExecutor:
         self.choices: tuple[Choice, ...] = ()
         self._model: Model[ReferenceWeight] = assemble(config, load, context_length=options.context_length)
         self._cache = ReferenceCache.empty(config, options.num_pages, options.kv_format)
-        self._ops = ReferenceOps(config, self._cache, activations=options.activations)
+        self._ops = ReferenceOps(config, self._cache, activations=options.activations, sparse=options.sparse)
         matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
         self.weight_bytes = sum(weight.values.nbytes for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes

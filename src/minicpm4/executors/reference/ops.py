@@ -1,6 +1,6 @@
 """The operations of `model.ops` in numpy, close to the paper."""
 
-# T rows, H query heads, G kv heads, J query heads of a kv head, D head dim, L tokens in the cache, P pages
+# T rows, K features, H query heads, G kv heads, J query heads of a kv head, D head dim, P pages
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicpm4.executors.reference.attention import attend_mixed
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
+from minicpm4.model.config import SparseConfig
 from minicpm4.model.rope import RopeTable, rope_angles
 from minicpm4.quant import round_activations, round_cache, round_queries
 
@@ -39,10 +41,10 @@ class ReferenceCache:
 
 
 class ReferenceOps:
-    """See `model.ops.Ops`."""
+    """See `model.ops.Ops`. sparse: the rule for rows that attend to some blocks only, None where all attention is dense."""
 
-    def __init__(self, config: ModelConfig, cache: ReferenceCache, *, activations: str) -> None:
-        self.config, self.cache, self.activations = config, cache, activations
+    def __init__(self, config: ModelConfig, cache: ReferenceCache, *, activations: str, sparse: SparseConfig | None = None) -> None:
+        self.config, self.cache, self.activations, self.sparse = config, cache, activations, sparse
 
     def embed(self, table: ReferenceWeight, tokens_T: np.ndarray) -> np.ndarray:
         return table.values[tokens_T]
@@ -79,7 +81,7 @@ class ReferenceOps:
             rows = slice(step.starts_S1[sequence], step.starts_S1[sequence + 1])
             pages = step.pages_SP[sequence, : -(-length // PAGE_TOKENS)]
             seen_keys, seen_values = (stored[pages].reshape(-1, *stored.shape[2:])[:length].astype(np.float32) for stored in (keys, values))
-            out[rows] = attend_dense(q_TGJD[rows], seen_keys, seen_values, positions_T=step.positions_T[rows])
+            out[rows] = attend_mixed(self.sparse, q_TGJD[rows], (seen_keys, seen_values), positions_T=step.positions_T[rows])
         return out.reshape(q_THD.shape)
 
     def swiglu(self, gate_TK: np.ndarray, up_TK: np.ndarray) -> np.ndarray:
@@ -91,12 +93,3 @@ class ReferenceOps:
 
     def take(self, x_TK: np.ndarray, rows_R: np.ndarray) -> np.ndarray:
         return x_TK[rows_R]
-
-
-def attend_dense(q_TGJD: np.ndarray, k_LGD: np.ndarray, v_LGD: np.ndarray, *, positions_T: np.ndarray) -> np.ndarray:
-    """softmax(q k / sqrt(D)) v over the tokens at or before each query's position."""
-    scores_GJTL = np.einsum("tgjd,lgd->gjtl", q_TGJD, k_LGD, optimize=True) / np.float32(np.sqrt(q_TGJD.shape[-1]))
-    scores_GJTL[..., np.arange(len(k_LGD))[None, :] > positions_T[:, None]] = -np.inf
-    weights = np.exp(scores_GJTL - scores_GJTL.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("gjtl,lgd->tgjd", weights, v_LGD, optimize=True)

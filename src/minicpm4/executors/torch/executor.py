@@ -10,8 +10,11 @@ import torch
 from minicpm4.errors import UnsupportedError
 from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
+from minicpm4.executors.torch.sparse import KernelStore
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
+from minicpm4.model.sparse_step import plan_sparse
+from minicpm4.model.step import whole_pages_step
 from minicpm4.quant import dequantize
 
 CAPABILITIES = Capabilities(
@@ -19,6 +22,8 @@ CAPABILITIES = Capabilities(
     kv_formats=frozenset(("f32", "f16", "bf16")),
     activations=frozenset(("f32",)),
     devices=frozenset(("cpu", "cuda")),
+    has_sparse=True,
+    kernel_format="f32",
 )
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's allocators say it, of CUDA and of the CPU
@@ -56,14 +61,18 @@ class TorchExecutor:
             config, lambda name: torch.from_numpy(dequantize(weights(name))).to(self._device), context_length=options.context_length
         )
         self._cache = TorchCache.empty(config, options.num_pages, dtype=KV_DTYPES[options.kv_format], device=self._device)
-        self._ops = TorchOps(config, self._cache)
+        self._kernels = None
+        if options.sparse is not None:
+            self._kernels = KernelStore.empty(config, options.sparse, num_pages=options.num_pages, device=self._device)
+        self._ops = TorchOps(config, self._cache, self._kernels)
         matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
         self.weight_bytes = sum(weight.nbytes for weight in (*matrices, self._model.norm, self._model.head))
-        self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes
+        self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes + (0 if self._kernels is None else self._kernels.nbytes)
 
     def run(self, step: Step) -> np.ndarray:
         with torch.inference_mode():
-            logits: np.ndarray = forward(self._ops, self._model, TorchStep.of(step, self._device)).float().cpu().numpy()
+            inputs = TorchStep.of(step, self._device, sparse=None if self._kernels is None else self._kernels.sparse)
+            logits: np.ndarray = forward(self._ops, self._model, inputs).float().cpu().numpy()
         return logits
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
@@ -73,9 +82,13 @@ class TorchExecutor:
             for stored in (self._cache.keys, self._cache.values):
                 shape = stored[:, slots].shape
                 stored[:, slots] = torch.randn(shape, generator=generator, device=self._device).to(stored.dtype)
+        if self._kernels is not None:
+            plan = plan_sparse(self._kernels.sparse, whole_pages_step(pages))
+            for layer, keys in enumerate(self._cache.keys):
+                self._kernels.write(layer, keys, plan)
 
     def close(self) -> None:
-        del self._model, self._cache, self._ops
+        del self._model, self._cache, self._kernels, self._ops
 
 
 def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> TorchExecutor:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from minicpm4.executors.torch.sparse import KernelStore, attend_sparse
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, pages_for
+from minicpm4.model.config import SparseConfig
 from minicpm4.model.rope import RopeTable
+from minicpm4.model.sparse_step import SparseStep, plan_sparse
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -26,13 +29,17 @@ class TorchStep:
     positions_T: Tensor
     wanted_R: Tensor
     slots_T: Tensor
+    sparse: SparseStep | None
 
     @classmethod
-    def of(cls, step: Step, device: torch.device) -> TorchStep:
+    def of(cls, step: Step, device: torch.device, *, sparse: SparseConfig | None = None) -> TorchStep:
+        """sparse: the rule that the operations were made with."""
+
         def move(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, torch.int64)
 
-        return cls(step, move(step.tokens_T), move(step.positions_T), move(step.wanted_R), move(step.slots_T))
+        plan = None if sparse is None else plan_sparse(sparse, step)
+        return cls(step, move(step.tokens_T), move(step.positions_T), move(step.wanted_R), move(step.slots_T), plan)
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ class TorchCache:
 class TorchOps:
     """See `model.ops.Ops`. The cache holds detached values: gradients flow through what a step computes, not through what it reads back."""
 
-    def __init__(self, config: ModelConfig, cache: TorchCache) -> None:
-        self.config, self.cache = config, cache
+    def __init__(self, config: ModelConfig, cache: TorchCache, kernels: KernelStore | None = None) -> None:
+        """kernels: where attention may be sparse; their rule is the one that steps are made with."""
+        self.config, self.cache, self.kernels = config, cache, kernels
 
     def embed(self, table: Tensor, tokens_T: Tensor) -> Tensor:
         return functional.embedding(tokens_T, table)
@@ -81,13 +89,55 @@ class TorchOps:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         for stored, new in ((keys, k_TGD), (values, v_TGD)):
             stored[step.slots_T] = new.detach().unflatten(-1, heads).to(stored.dtype)
+        if self.kernels is not None and step.sparse is not None:
+            self.kernels.write(layer, keys, step.sparse)
         host, outputs = step.host, []
-        for sequence, length in enumerate(host.lengths_S.tolist()):
-            rows = slice(int(host.starts_S1[sequence]), int(host.starts_S1[sequence + 1]))
-            slots_L = self.slots_of(host.pages_SP[sequence], length)
-            k, v = (self.with_new(stored[slots_L], new[rows]) for stored, new in ((keys, k_TGD), (values, v_TGD)))
-            outputs.append(self.attend_dense(q_THD[rows].unflatten(-1, heads), k, v, positions_T=step.positions_T[rows]))
+        for sequence in range(len(host.lengths_S)):
+            start, end = host.starts_S1[sequence : sequence + 2].tolist()
+            middle = end if step.sparse is None else start + int(step.sparse.num_dense_S[sequence])
+            inputs = (q_THD, k_TGD, v_TGD)
+            if start < middle:
+                outputs.append(self.dense_rows((start, middle), inputs, layer=layer, step=step, sequence=sequence))
+            if middle < end:
+                outputs.append(self.sparse_rows((start, middle, end), inputs, layer=layer, step=step, sequence=sequence))
         return torch.cat(outputs)
+
+    def dense_rows(
+        self, rows: tuple[int, int], inputs: tuple[Tensor, Tensor, Tensor], *, layer: int, step: TorchStep, sequence: int
+    ) -> Tensor:
+        """Attention of rows [first, last) of a sequence, its first of the step, to everything up to each."""
+        part, length = slice(*rows), int(step.host.positions_T[rows[1] - 1]) + 1
+        k, v = self.sequence_tokens(part, inputs[1:], layer=layer, pages_P=step.host.pages_SP[sequence], length=length)
+        return self.attend_dense(inputs[0][part].unflatten(-1, (-1, self.config.head_dim)), k, v, positions_T=step.positions_T[part])
+
+    def sparse_rows(
+        self, rows: tuple[int, int, int], inputs: tuple[Tensor, Tensor, Tensor], *, layer: int, step: TorchStep, sequence: int
+    ) -> Tensor:
+        """Attention of rows [middle, last) to the blocks that they choose; rows from first on are the sequence's new ones.
+
+        Without gradients the cache is read where it lies; with them the sequence is put together with what the step computed.
+        """
+        assert self.kernels is not None, "sparse rows come with kernels"
+        first, middle, last = rows
+        sparse, length = self.kernels.sparse, int(step.host.lengths_S[sequence])
+        pages_P = step.host.pages_SP[sequence, : pages_for(length)]
+        kernels = self.kernels.read(layer, pages_P, num_tokens=length)
+        if any(x.requires_grad for x in inputs[1:]):
+            k, v = self.sequence_tokens(slice(first, last), inputs[1:], layer=layer, pages_P=pages_P, length=length)
+            pages_P = np.arange(len(pages_P))
+        else:
+            k, v = self.cache.keys[layer], self.cache.values[layer]
+        q_TGJD = inputs[0][middle:last].unflatten(-1, (self.config.num_kv_heads, -1, self.config.head_dim))
+        cached = (k, v, torch.from_numpy(pages_P).to(k.device, torch.int64))
+        return attend_sparse(sparse, q_TGJD, cached, kernels=kernels, positions_T=step.positions_T[middle:last]).flatten(1)
+
+    def sequence_tokens(
+        self, rows: slice, new: tuple[Tensor, ...], *, layer: int, pages_P: np.ndarray, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [L, G, D] of a sequence's first `length` tokens, of which the last ones are the step's rows."""
+        slots_L = self.slots_of(pages_P, length)
+        k, v = (self.with_new(x[layer][slots_L], n[rows]) for x, n in zip((self.cache.keys, self.cache.values), new, strict=True))
+        return k, v
 
     def slots_of(self, pages_P: np.ndarray, length: int) -> Tensor:
         """Slots of a sequence's first `length` tokens."""
@@ -97,8 +147,9 @@ class TorchOps:
     def with_new(self, stored_LGD: Tensor, new_TK: Tensor) -> Tensor:
         """The sequence's tokens; the newest ones as the step computed them where a gradient is wanted, else as stored."""
         if not new_TK.requires_grad:
-            return stored_LGD.float()
-        return torch.cat((stored_LGD[: len(stored_LGD) - len(new_TK)].float(), new_TK.unflatten(-1, (-1, self.config.head_dim))))
+            return stored_LGD.to(new_TK.dtype)
+        old_LGD = stored_LGD[: len(stored_LGD) - len(new_TK)].to(new_TK.dtype)
+        return torch.cat((old_LGD, new_TK.unflatten(-1, (-1, self.config.head_dim))))
 
     def attend_dense(self, q_THD: Tensor, k_LGD: Tensor, v_LGD: Tensor, *, positions_T: Tensor) -> Tensor:
         mask_TL = torch.arange(len(k_LGD), device=q_THD.device) <= positions_T[:, None]

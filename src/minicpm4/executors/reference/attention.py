@@ -1,0 +1,55 @@
+"""Attention in numpy: dense in one line a formula, sparse one row at a time, as `model.sparse` and the paper say it."""
+
+# T rows, L tokens of the sequence, C chosen tokens, G kv heads, J query heads of a kv head, D head dim
+
+from __future__ import annotations
+
+import numpy as np
+
+from minicpm4.model import PAGE_TOKENS
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.sparse import COARSE, compress, is_sparse, select_blocks
+
+
+def attend_mixed(
+    sparse: SparseConfig | None, q_TGJD: np.ndarray, cached: tuple[np.ndarray, np.ndarray], *, positions_T: np.ndarray
+) -> np.ndarray:
+    """Rows of one sequence, each sparse or dense as its position says. cached: the sequence's keys and values, [L, G, D] each."""
+    if sparse is None:
+        return attend_dense(q_TGJD, *cached, positions_T=positions_T)
+    num_dense = int((~is_sparse(sparse, positions_T)).sum())  # they come first, since positions ascend
+    length = int(positions_T[num_dense - 1]) + 1 if num_dense else 0
+    dense = attend_dense(q_TGJD[:num_dense], *(x_LGD[:length] for x_LGD in cached), positions_T=positions_T[:num_dense])
+    return np.concatenate((dense, attend_sparse(sparse, q_TGJD[num_dense:], cached, positions_T=positions_T[num_dense:])))
+
+
+def attend_dense(q_TGJD: np.ndarray, k_LGD: np.ndarray, v_LGD: np.ndarray, *, positions_T: np.ndarray) -> np.ndarray:
+    """softmax(q k / sqrt(D)) v over the tokens at or before each query's position."""
+    scores_GJTL = np.einsum("tgjd,lgd->gjtl", q_TGJD, k_LGD, optimize=True) / np.float32(np.sqrt(q_TGJD.shape[-1]))
+    scores_GJTL[..., np.arange(len(k_LGD))[None, :] > positions_T[:, None]] = -np.inf
+    return np.einsum("gjtl,lgd->tgjd", softmax(scores_GJTL), v_LGD, optimize=True)
+
+
+def attend_sparse(
+    sparse: SparseConfig, q_TGJD: np.ndarray, cached: tuple[np.ndarray, np.ndarray], *, positions_T: np.ndarray
+) -> np.ndarray:
+    """The same over the tokens of the blocks that each row and kv head chooses. Kernels are made anew from the keys at each call."""
+    k_LGD, v_LGD = cached
+    out_TGJD = np.empty_like(q_TGJD)
+    if not len(positions_T):
+        return out_TGJD
+    kernels, coarse = compress(sparse, k_LGD), compress(sparse, k_LGD, times=COARSE) if sparse.has_coarse_lse else None
+    for row, position in enumerate(positions_T.tolist()):
+        blocks_GC = select_blocks(sparse, q_TGJD[row], kernels, position=position, coarse_NGD=coarse)
+        for group, blocks in enumerate(blocks_GC):
+            tokens_C = (blocks[:, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).ravel()
+            tokens_C = tokens_C[tokens_C <= position]
+            scores_JC = q_TGJD[row, group] @ k_LGD[tokens_C, group].T / np.float32(np.sqrt(q_TGJD.shape[-1]))
+            out_TGJD[row, group] = softmax(scores_JC) @ v_LGD[tokens_C, group]
+    return out_TGJD
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    weights: np.ndarray = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))
+    return weights / weights.sum(axis=-1, keepdims=True)

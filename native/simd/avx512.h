@@ -77,7 +77,7 @@ template <int n>
 inline i32x16 shift_right(i32x16 a) { return {_mm512_srli_epi32(a.v, n)}; }
 template <int mask>
 inline i32x16 keep_bits(i32x16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
-inline void store_low_bytes(uint8_t* p, i32x16 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v)); }
+inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int shift, int mask>

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm4.engine.params import SamplingParams
-from minicpm4.executors import Peaks
+from minicpm4.executors.base import Peaks
 
 FIRST_CANDIDATES = 64  # looked at before more are; nearly always enough
 

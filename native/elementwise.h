@@ -7,14 +7,14 @@ inline void quantize(const float* x, int columns, const Codes& out) {
   const float largest = kLargestCode[out.low != nullptr];
   for (int half = 0; half < columns / 16; half += 2) {
     const f32x16 values[2] = {load(x + 16 * half), load(x + 16 * half + 16)};
-    // x - x is 0, or NaN where x is not finite: a maximum alone may lose a NaN.
-    const float broken = sum(add(sub(values[0], values[0]), sub(values[1], values[1])));
-    const float scale = max_lane(max(abs(values[0]), abs(values[1]))) / largest + broken;
+    // As whole numbers, bits of magnitudes are in order, NaN above all. x - x is 0, or NaN where x is not finite.
+    const float top = bits_to_f32(max_lane(max(bits_of(abs(values[0])), bits_of(abs(values[1])))));
+    const float scale = top / largest + (top - top);
     const f32x16 inverse = broadcast(scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f);  // smaller ones have no finite reciprocal
     for (int i = half; i < half + 2; ++i) {
       const i32x16 code = round_i32(mul(values[i - half], inverse));
       store_codes(code, out.high + 16 * i, out.low ? out.low + 16 * i : nullptr);
-      out.half_sums[i] = static_cast<float>(sum(code)) + broken;
+      out.half_sums[i] = static_cast<float>(sum(code));
     }
     out.scales[half / 2] = scale;
   }

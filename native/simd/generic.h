@@ -60,6 +60,13 @@ inline i32x16 add(const i32x16& a, const i32x16& b) { return each<i32x16>([&](in
 inline i32x16 load_i32(const int32_t* p) { return each<i32x16>([&](int i) { return p[i]; }); }
 inline i32x16 widen_u8(const uint8_t* p) { return each<i32x16>([&](int i) { return int32_t{p[i]}; }); }
 inline i32x16 widen_i8(const int8_t* p) { return each<i32x16>([&](int i) { return int32_t{p[i]}; }); }
+inline i32x16 bits_of(const f32x16& a) { return each<i32x16>([&](int i) { return static_cast<int32_t>(f32_to_bits(a.v[i])); }); }
+inline i32x16 max(const i32x16& a, const i32x16& b) { return each<i32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+inline int32_t max_lane(const i32x16& a) {
+  int32_t largest = a.v[0];
+  for (int i = 1; i < 16; ++i) largest = a.v[i] > largest ? a.v[i] : largest;
+  return largest;
+}
 inline int32_t sum(const i32x16& a) {
   int32_t total = 0;
   for (int i = 0; i < 16; ++i) total += a.v[i];

@@ -66,6 +66,9 @@ inline i32x16 widen_i8(const int8_t* p) {
   const int8x16_t bytes = vld1q_s8(p);
   return widen_words(vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
 }
+inline i32x16 bits_of(f32x16 a) { return each<i32x16>([&](int i) { return vreinterpretq_s32_f32(a.v[i]); }); }
+inline i32x16 max(i32x16 a, i32x16 b) { return each<i32x16>([&](int i) { return vmaxq_s32(a.v[i], b.v[i]); }); }
+inline int32_t max_lane(i32x16 a) { return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3]))); }
 inline int32_t sum(i32x16 a) { return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3]))); }
 inline f32x16 to_f32(i32x16 a) { return each<f32x16>([&](int i) { return vcvtq_f32_s32(a.v[i]); }); }
 inline i32x16 round_i32(f32x16 a) { return each<i32x16>([&](int i) { return vcvtnq_s32_f32(a.v[i]); }); }  // ties to even

@@ -17,12 +17,15 @@ struct FloatCache {
   static f32x16 read(const T* p) { return load_lanes(p); }
 };
 struct F32Cache : FloatCache<float, load> {
+  static float one(Element x) { return x; }
   static void write(Element* p, float x) { *p = x; }
 };
 struct F16Cache : FloatCache<uint16_t, load_f16> {
+  static float one(Element x) { return f16_to_f32(x); }
   static void write(Element* p, float x) { *p = f32_to_f16(x); }
 };
 struct Bf16Cache : FloatCache<uint16_t, load_bf16> {
+  static float one(Element x) { return bf16_to_f32(x); }
   static void write(Element* p, float x) { *p = f32_to_bf16(x); }
 };
 struct Int8Cache {  // codes plus 128
@@ -30,17 +33,19 @@ struct Int8Cache {  // codes plus 128
   static constexpr int pack = 4;
   template <int j>
   static f32x16 read(const Element* p) { return sub(byte_as_f32<j>(load_bytes(p)), broadcast(128.0f)); }
+  static float one(Element x) { return static_cast<float>(x - 128); }
   static void write(Element* p, float code) { *p = static_cast<uint8_t>(static_cast<int>(code) + 128); }
 };
 
 template <class F>
-inline void with_cache(KvFormat format, F f) {
+inline auto with_cache(KvFormat format, F f) {
   switch (format) {
     case KvFormat::f32: return f(F32Cache{});
     case KvFormat::f16: return f(F16Cache{});
     case KvFormat::bf16: return f(Bf16Cache{});
-    case KvFormat::int8: return f(Int8Cache{});
+    case KvFormat::int8: break;
   }
+  return f(Int8Cache{});
 }
 
 // Where an element lies in a head's part of a page.
@@ -351,26 +356,26 @@ void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int
   using Cache = typename Math::Cache;
   const int dim = layer.padded_dim(), count = (task.last_row - task.first_row) * task.group_heads;
   const auto page_at = [&](int index) {
-    const int page = task.pages[index];
+    const int page = task.pages[task.block(index)];
     using Element = typename Cache::Element;
     const size_t head = task.kv_head;
     return PageData<Cache>{reinterpret_cast<const Element*>(layer.key_page(page)) + head * layer.head_elements(),
                            reinterpret_cast<const Element*>(layer.value_page(page)) + head * layer.head_elements(),
                            layer.key_scales(page) + head * kPageTokens, layer.value_scales(page) + head * kPageTokens};
   };
-  const auto row_at = [&](int i, int page) {
+  const auto row_at = [&](int i, int index) {
     const int row = task.first_row + i / task.group_heads;
     return AttendRow{task.query(layer, i), codes[Math::code_bytes ? i : 0], {partials + i * partial_floats(dim), dim},
-                     task.positions[row] + 1 - page * kPageTokens};
+                     task.positions[row] + 1 - task.block(index) * kPageTokens};
   };
-  for (int page = first; page < last; ++page) {
-    const PageData<Cache> data = page_at(page), next = page_at(page + 1 < task.last_page ? page + 1 : page);
+  for (int index = first; index < last; ++index) {
+    const PageData<Cache> data = page_at(index), next = page_at(index + 1 < task.last_page ? index + 1 : index);
     int i = 0;
     const auto run = [&](auto rows) {
       if constexpr (rows <= kAttendRows) {
         for (; i + rows <= count; i += rows) {
           AttendRow row[rows];
-          for (int r = 0; r < rows; ++r) row[r] = row_at(i + r, page);
+          for (int r = 0; r < rows; ++r) row[r] = row_at(i + r, index);
           attend_page<rows, Math>(data, next, layer.head_dim, count, row);
         }
       }
@@ -395,21 +400,27 @@ void attend_pages(const KvLayer& layer, const AttendTask& task) {
     attend_stretch<Math>(layer, task, first, first + kStretchPages < task.last_page ? first + kStretchPages : task.last_page, into, codes);
     if (into == running) continue;
     for (int i = 0; i < count; ++i)
-      if (task.positions[task.first_row + i / task.group_heads] >= first * kPageTokens) merge({running + i * stride, dim}, {fresh + i * stride, dim});
+      if (task.positions[task.first_row + i / task.group_heads] >= task.block(first) * kPageTokens) merge({running + i * stride, dim}, {fresh + i * stride, dim});
   }
   if (task.partial) return;
   for (int i = 0; i < count; ++i) finish({running + i * stride, dim}, layer.head_dim, task.out + (task.query(layer, i) - task.queries));
 }
 
-inline void attend(const KvLayer& layer, const AttendTask& task) {
-  with_cache(layer.format, [&](auto cache) {
+// Calls f with the arithmetic for a cache and activations.
+template <class F>
+inline auto with_math(const KvLayer& layer, const AttendTask& task, F f) {
+  return with_cache(layer.format, [&](auto cache) {
     using Cache = decltype(cache);
     if constexpr (std::is_same_v<Cache, Int8Cache>) {
-      if (task.code_bytes == 1) return attend_pages<CodedMath<1>>(layer, task);
-      if (task.code_bytes == 2) return attend_pages<CodedMath<2>>(layer, task);
+      if (task.code_bytes == 1) return f(CodedMath<1>{});
+      if (task.code_bytes == 2) return f(CodedMath<2>{});
     }
-    attend_pages<FloatMath<Cache>>(layer, task);
+    return f(FloatMath<Cache>{});
   });
+}
+
+inline void attend(const KvLayer& layer, const AttendTask& task) {
+  with_math(layer, task, [&](auto math) { attend_pages<decltype(math)>(layer, task); });
 }
 
 // Writes heads [first_head, last_head) of a row to a slot; place(head, d) is where an element goes, scales the page's.

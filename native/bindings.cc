@@ -174,7 +174,7 @@ void randomize(Program& program, const Ints& pages, uint64_t seed) {
   for (int l = 0; l < shape.num_layers; ++l) {
     for (size_t i = 0; i < pages.size() * kPageTokens; ++i) {
       for (float& x : row) x = sample[at = at + 1 == sample.size() ? 0 : at + 1];
-      program.store(l, row.data(), pages.data()[i / kPageTokens] * kPageTokens + static_cast<int>(i % kPageTokens));
+      program.store(l, row.data(), pages.data(), static_cast<int>(i));
     }
   }
 }
@@ -251,19 +251,32 @@ NB_MODULE(_native, m) {
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
       .value("quantize", Op::quantize).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
-      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks);
+      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks)
+      .value("compress", Op::compress).value("select", Op::select);
 
   nb::enum_<PhaseKind>(m, "PhaseKind")
-      .value("rows", PhaseKind::rows).value("products", PhaseKind::products).value("attend", PhaseKind::attend);
+      .value("rows", PhaseKind::rows).value("products", PhaseKind::products).value("tasks", PhaseKind::tasks);
+
+  nb::class_<SparseRule>(m, "SparseRule")
+      .def("__init__",
+           [](SparseRule* self, int kernel_size, int kernel_stride, int init_blocks, int local_blocks, int best_blocks, int dense_len) {
+             const bool fits = kernel_stride > 0 && kPageTokens % kernel_stride == 0 && kernel_size >= kernel_stride && kernel_size % kernel_stride == 0 &&
+                               kernel_size <= kPageTokens && init_blocks > 0 && local_blocks > 0 && best_blocks >= 0;
+             if (!fits) throw std::invalid_argument("not a rule for blocks of 64 tokens");
+             new (self) SparseRule{kernel_size, kernel_stride, init_blocks, local_blocks, best_blocks, dense_len};
+           },
+           nb::kw_only(), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("init_blocks"), nb::arg("local_blocks"), nb::arg("best_blocks"),
+           nb::arg("dense_len"));
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
            [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, int num_pages, int num_layers, int num_heads, int num_kv_heads, int head_dim,
-              const std::string& kv_format) {
-             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads, kv_format_named(kv_format)});
+              const std::string& kv_format, std::optional<SparseRule> sparse) {
+             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+                                                           kv_format_named(kv_format), sparse.value_or(SparseRule{})});
            },
            nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
-           nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::keep_alive<1, 3>())
+           nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none(), nb::keep_alive<1, 3>())
       .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.arena, w.weight); })
       .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })
       .def("add_buffer", &Program::add_buffer, nb::arg("columns"))

@@ -37,6 +37,7 @@ struct Rows {
 // How keys and values are stored. int8: a code plus 128 for each element and a float32 scale for each token of each head, by the rule
 // of minicpm4/quant/cache.py.
 enum class KvFormat { f32, f16, bf16, int8 };
+constexpr size_t element_bytes_of(KvFormat format) { return format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2; }
 
 // One layer's keys and values, in pages of 64 tokens. A page of keys is [kv heads][padded head dim][64 tokens], so that 16
 // tokens' scores are one vector; a page of values is [kv heads][64 tokens][padded head dim]. Of int8, four neighbours along the dimension that
@@ -49,7 +50,7 @@ struct KvLayer {
   int num_kv_heads, head_dim;
 
   int padded_dim() const { return static_cast<int>(round_up(head_dim, 16)); }
-  size_t element_bytes() const { return format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2; }
+  size_t element_bytes() const { return element_bytes_of(format); }
   size_t head_elements() const { return static_cast<size_t>(padded_dim()) * kPageTokens; }  // of a page
   size_t scale_bytes() const { return format == KvFormat::int8 ? static_cast<size_t>(num_kv_heads) * kPageTokens * sizeof(float) : 0; }
   size_t scales_at() const { return num_kv_heads * head_elements() * element_bytes(); }
@@ -61,7 +62,42 @@ struct KvLayer {
   float* value_scales(int page) const { return reinterpret_cast<float*>(value_page(page) + scales_at()); }
 };
 
-// Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence.
+// The numbers of InfLLM v2, see SparseConfig in minicpm4/model/config.py; without blocks, all attention is dense.
+struct SparseRule {
+  int kernel_size, kernel_stride, init_blocks, local_blocks, best_blocks, dense_len;
+
+  int max_blocks() const { return init_blocks + local_blocks + best_blocks; }
+  bool is_on() const { return max_blocks() > 0; }
+  bool is_sparse(int position) const { return is_on() && position + 1 > dense_len; }
+  int num_kernels(int num_tokens) const { return num_tokens < kernel_size ? 0 : (num_tokens - kernel_size) / kernel_stride + 1; }
+  bool completes_kernel(int position) const { return is_on() && position + 1 >= kernel_size && (position + 1 - kernel_size) % kernel_stride == 0; }
+  int first_local(int position) const { return position / kPageTokens - local_blocks + 1; }  // may be negative
+  int num_blocks(int position) const {
+    const int total = position / kPageTokens + 1;
+    return total < max_blocks() ? total : max_blocks();
+  }
+};
+
+// One layer's compressed keys. A kernel is kept beside the page of its last token, in the cache's format: of a page and kv head
+// [padded head dim][places], of int8 [head dim / 4][places][4], then its scales [places]. Heads come before pages, so that those of a sequence
+// lie together.
+struct KernelLayer {
+  uint8_t* data;
+  int num_pages;
+  KvFormat format;
+  int padded_dim;
+  SparseRule rule;
+
+  int places() const { return kPageTokens / rule.kernel_stride; }
+  size_t scales_at() const { return places() * padded_dim * element_bytes_of(format); }
+  size_t head_bytes() const { return scales_at() + (format == KvFormat::int8 ? places() * sizeof(float) : 0); }
+  uint8_t* page(int page, int head) const { return data + head_bytes() * (static_cast<size_t>(head) * num_pages + page); }
+  float* scales(uint8_t* page) const { return reinterpret_cast<float*>(page + scales_at()); }
+  const float* scales(const uint8_t* page) const { return reinterpret_cast<const float*>(page + scales_at()); }
+};
+
+// Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence; of a sparse row,
+// which is alone in its task, over that part of the blocks that it attends to.
 //
 // The cache is read in stretches of kStretchPages. Each is attended to by itself and then merged with those before it, in
 // order, so that a row's result is the same whether one thread reads all of them or several share them.
@@ -72,12 +108,14 @@ struct AttendTask {
   int first_row, last_row;
   const int32_t* positions;  // [rows]
   const int32_t* pages;      // page ids of the sequence
+  const int32_t* blocks;     // which of these pages, ascending; null for all
   int first_page, last_page;
   int kv_head, group_heads;  // query heads of this kv head
   int code_bytes;            // of activations, 0 for none: with an int8 cache, queries get codes too
   float* scratch;            // attend_scratch_floats
   float* partial;            // where the stretch goes if it is one of several of a single row: [group_heads][partial_floats]; or null
 
+  int block(int index) const { return blocks ? blocks[index] : index; }
   // The query of pair i of (row, head).
   const float* query(const KvLayer& layer, int i) const {
     return queries + (first_row + i / group_heads) * stride + static_cast<size_t>(kv_head * group_heads + i % group_heads) * layer.head_dim;
@@ -94,6 +132,13 @@ constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim
 
 // Computes for so many rounds in registers alone, to measure the units' speed; returns the multiplications and additions done.
 using PeakFunction = double (*)(size_t rounds);
+
+// Places for the kernels of so many pages, in whole pages of 64; and the memory that `select` needs for them.
+constexpr size_t select_entries(int num_pages, int places) { return round_up(static_cast<size_t>(num_pages) * places, kPageTokens); }
+constexpr size_t select_scratch_floats(int group_heads, int padded_dim, int num_pages, int places) {
+  return attend_scratch_floats(1, group_heads, padded_dim) + static_cast<size_t>(padded_dim + 1) * kPageTokens +
+         (group_heads + 1) * select_entries(num_pages, places);
+}
 
 struct Kernels {
   const char* name;
@@ -120,6 +165,12 @@ struct Kernels {
   void (*attend)(const KvLayer& layer, const AttendTask& task);
   // Puts the partial results of `count` stretches, `stride` floats apart, together into out[head_dim].
   void (*merge_stretches)(const float* partials, size_t stride, int count, int head_dim, float* out);
+
+  // The kernel that ends with a token of the sequence, from its keys as they are stored; scratch: a head's floats.
+  void (*compress)(const KvLayer& layer, const KernelLayer& kernels, const int32_t* pages, int last_token, float* scratch);
+  // The blocks, ascending, that the task's first row attends to; returns how many. num_pages: of its sequence, at least up to the row.
+  // The task's scratch: select_scratch_floats.
+  int (*select)(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_pages, int32_t* blocks);
 
   float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
   PeakFunction peak_int8, peak_f32;                    // the same for the units of products

@@ -55,7 +55,12 @@ Program::Program(const Kernels& kernels, Team& team, const Options& options)
     : kernels_(kernels), team_(team), options_(options), task_columns_(columns_per_task(options.head_dim)) {
   const KvLayer shape = kv_layer(0);
   kv_ = Memory(shape.page_stride * options.num_pages, true);
-  const size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
+  size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
+  if (options.sparse.is_on()) {
+    const KernelLayer kernels = kernel_layer(0);
+    kernels_kept_ = Memory(kernels.head_bytes() * options.num_kv_heads * options.num_pages * options.num_layers, true);
+    floats = std::max(floats, select_scratch_floats(options.group_heads, shape.padded_dim(), options.num_pages, kernels.places()));
+  }
   for (int i = 0; i < team.size(); ++i) scratch_.emplace_back(floats * sizeof(float), false);
 }
 
@@ -68,9 +73,17 @@ KvLayer Program::kv_layer(int layer) const {
   return kv;
 }
 
-void Program::store(int layer, const float* row, int slot) {
+KernelLayer Program::kernel_layer(int layer) const {
+  KernelLayer kernels{nullptr, options_.num_pages, options_.kv_format, kv_layer(0).padded_dim(), options_.sparse};
+  kernels.data = kernels_kept_.as<uint8_t>() + kernels.head_bytes() * options_.num_kv_heads * options_.num_pages * layer;
+  return kernels;
+}
+
+void Program::store(int layer, const float* row, const int32_t* pages, int token) {
+  const int slot = pages[token / kPageTokens] * kPageTokens + token % kPageTokens;
   kernels_.store_keys(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
   kernels_.store_values(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
+  if (options_.sparse.completes_kernel(token)) kernels_.compress(kv_layer(layer), kernel_layer(layer), pages, token, scratch_.front().as<float>());
 }
 
 int Program::add_weight(std::shared_ptr<const Arena> arena, const Weight& weight) {
@@ -140,6 +153,7 @@ const float* Program::run(const StepView& step) {
   for (Share& share : shares_) share.next.store(0, std::memory_order_relaxed);
   team_.run([&](int member) {
     for (size_t i = 0; i < phases_.size(); ++i) {
+      if (phases_[i].kind == PhaseKind::tasks && num_tasks(phases_[i]) == 0) continue;
       run_phase(i, step, member);
       team_.barrier().wait();
     }
@@ -156,12 +170,27 @@ void Program::run_phase(size_t index, const StepView& step, int member) {
       break;
     }
     case PhaseKind::products: run_products(index, step, member); break;
-    case PhaseKind::attend: {
-      const Instruction& in = phase.jobs.front().tail.front();
-      take_tasks(index, num_attend_tasks_, member, [&](int task, int) { run_attend_task(in, step, member, task); });
-      break;
-    }
+    case PhaseKind::tasks: run_tasks(index, step, member); break;
   }
+}
+
+int Program::num_tasks(const Phase& phase) const {
+  switch (phase.jobs.front().tail.front().op) {
+    case Op::compress: return static_cast<int>(new_kernels_.size());
+    case Op::select: return num_sparse_rows_ * options_.num_kv_heads;
+    default: return num_attend_tasks_;
+  }
+}
+
+void Program::run_tasks(size_t index, const StepView& step, int member) {
+  const Instruction& in = phases_[index].jobs.front().tail.front();
+  take_tasks(index, num_tasks(phases_[index]), member, [&](int task, int) {
+    switch (in.op) {
+      case Op::compress: return run_compress_task(in, step, member, task);
+      case Op::select: return run_select_task(in, step, member, task);
+      default: return run_attend_task(in, step, member, task);
+    }
+  });
 }
 
 // Calls work(task, end of its share) for the tasks of the member's own share, then for what the shares of the others still hold.
@@ -210,7 +239,7 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, int 
     case Op::quantize: kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first)); break;
     case Op::merge: merge_row(in, step, i); break;
     case Op::peaks: row(in.out, i)[first / task_columns_] = largest(a, last - first); break;
-    case Op::multiply:
+    case Op::multiply: case Op::compress: case Op::select:
     case Op::attend: break;  // tasks, not rows
   }
 }
@@ -275,19 +304,35 @@ void Program::run_product_task(const Phase& phase, const StepView& step, int tas
 }
 
 void Program::cut_queries(const StepView& step) {
-  const int queries = attend_queries(options_.group_heads), heads = options_.num_kv_heads;
   cuts_.clear();
-  num_attend_tasks_ = 0;
-  int stretches = 0;
+  new_kernels_.clear();
+  num_attend_tasks_ = num_stretches_ = num_sparse_rows_ = 0;
   for (int s = 0; s < step.num_sequences; ++s) {
-    const int rows = step.starts[s + 1] - step.starts[s];
-    const int splits = rows == 1 ? divide_up(step.positions[step.starts[s]] + 1, kStretchPages * kPageTokens) : 1;
-    cuts_.push_back({num_attend_tasks_, divide_up(rows, queries), splits, stretches});
-    num_attend_tasks_ += divide_up(rows, queries) * splits * heads;
-    if (splits > 1) stretches += splits;
+    const int first = step.starts[s], last = step.starts[s + 1];
+    const int first_sparse = static_cast<int>(std::partition_point(step.positions + first, step.positions + last, [&](int position) {
+                                                return !options_.sparse.is_sparse(position);
+                                              }) - step.positions);
+    add_cut(step, s, first, first_sparse, false);
+    add_cut(step, s, first_sparse, last, true);
+    for (int i = first; i < last; ++i)
+      if (options_.sparse.completes_kernel(step.positions[i])) new_kernels_.push_back({s, step.positions[i]});
   }
-  const size_t bytes = sizeof(float) * stretches * options_.num_kv_heads * options_.group_heads * partial_floats(kv_layer(0).padded_dim());
+  const size_t bytes = sizeof(float) * num_stretches_ * options_.num_kv_heads * options_.group_heads * partial_floats(kv_layer(0).padded_dim());
   if (bytes > partials_.bytes()) partials_ = Memory(2 * bytes, false);
+  const size_t lists = static_cast<size_t>(num_sparse_rows_) * options_.num_kv_heads;
+  if (lists > block_counts_.size()) block_counts_.resize(2 * lists), blocks_.resize(2 * lists * options_.sparse.max_blocks());
+}
+
+void Program::add_cut(const StepView& step, int sequence, int first_row, int last_row, bool is_sparse) {
+  if (first_row == last_row) return;
+  const bool is_alone = step.starts[sequence + 1] - step.starts[sequence] == 1;
+  const int queries = is_sparse ? 1 : attend_queries(options_.group_heads), position = step.positions[last_row - 1];
+  const int num_pages = is_sparse ? options_.sparse.num_blocks(position) : position / kPageTokens + 1;
+  const int blocks = divide_up(last_row - first_row, queries), splits = is_alone ? divide_up(num_pages, kStretchPages) : 1;
+  cuts_.push_back({sequence, first_row, last_row, is_sparse, queries, blocks, splits, num_attend_tasks_, num_stretches_, num_sparse_rows_});
+  num_attend_tasks_ += blocks * splits * options_.num_kv_heads;
+  if (splits > 1) num_stretches_ += splits;
+  if (is_sparse) num_sparse_rows_ += last_row - first_row;
 }
 
 float* Program::partial(int stretch, int head) {
@@ -295,28 +340,63 @@ float* Program::partial(int stretch, int head) {
   return partials_.as<float>() + (stretch * heads + head) * partial_floats(static_cast<int>(round_up(options_.head_dim, 16)));
 }
 
+// What attention to a sequence has in common, whatever its rows, heads and pages.
+AttendTask Program::attend_task(const Instruction& in, const StepView& step, const Cut& cut, int member) {
+  return {row(in.a, 0), in.out >= 0 ? row(in.out, 0) : nullptr, buffers_[in.a].stride, 0, 0, step.positions,
+          step.pages + static_cast<size_t>(cut.sequence) * step.pages_stride, nullptr, 0, 0, 0, options_.group_heads, options_.code_bytes,
+          scratch_[member].as<float>(), nullptr};
+}
+
 void Program::run_attend_task(const Instruction& in, const StepView& step, int member, int task) {
   const auto after = std::upper_bound(cuts_.begin(), cuts_.end(), task, [](int t, const Cut& cut) { return t < cut.first_task; });
   const Cut& cut = *(after - 1);
-  const int s = static_cast<int>(&cut - cuts_.data()), queries = attend_queries(options_.group_heads), heads = options_.num_kv_heads;
+  const int heads = options_.num_kv_heads;
   task -= cut.first_task;
-  const int kv_head = task % heads, split = task / heads % cut.num_splits;
+  const int split = task / heads % cut.num_splits;
   const int block = cut.num_blocks - 1 - task / heads / cut.num_splits;  // the longest first, so that none is left for the end
-  const int first = step.starts[s] + block * queries, last = std::min(first + queries, step.starts[s + 1]);
-  const int num_pages = step.positions[last - 1] / kPageTokens + 1;
-  AttendTask work{row(in.a, 0), row(in.out, 0), buffers_[in.a].stride, first, last, step.positions,
-                  step.pages + static_cast<size_t>(s) * step.pages_stride, 0, num_pages, kv_head, options_.group_heads, options_.code_bytes, scratch_[member].as<float>(), nullptr};
+  AttendTask work = attend_task(in, step, cut, member);
+  work.kv_head = task % heads;
+  work.first_row = cut.first_row + block * cut.queries;
+  work.last_row = std::min(work.first_row + cut.queries, cut.last_row);
+  work.last_page = step.positions[work.last_row - 1] / kPageTokens + 1;
+  if (cut.is_sparse) {
+    const size_t list = static_cast<size_t>(cut.first_sparse + work.first_row - cut.first_row) * heads + work.kv_head;
+    work.blocks = blocks_.data() + list * options_.sparse.max_blocks();
+    work.last_page = block_counts_[list];
+  }
   if (cut.num_splits > 1) {
     work.first_page = split * kStretchPages;
-    work.last_page = std::min(work.first_page + kStretchPages, num_pages);
-    work.partial = partial(cut.first_stretch + split, kv_head * options_.group_heads);
+    work.last_page = std::min(work.first_page + kStretchPages, work.last_page);
+    work.partial = partial(cut.first_stretch + split, work.kv_head * options_.group_heads);
   }
   kernels_.attend(kv_layer(in.layer), work);
 }
 
-void Program::merge_row(const Instruction& in, const StepView& step, int i) {
-  const int s = static_cast<int>(std::upper_bound(step.starts, step.starts + step.num_sequences + 1, i) - step.starts) - 1;
-  const Cut& cut = cuts_[s];
+void Program::run_select_task(const Instruction& in, const StepView& step, int member, int task) {
+  const int heads = options_.num_kv_heads, sparse_row = task / heads;
+  const Cut& cut = cut_of_sparse(sparse_row);
+  AttendTask work = attend_task(in, step, cut, member);
+  work.kv_head = task % heads;
+  work.first_row = cut.first_row + sparse_row - cut.first_sparse;
+  work.last_row = work.first_row + 1;
+  const int num_pages = step.positions[work.first_row] / kPageTokens + 1;
+  block_counts_[task] = kernels_.select(kv_layer(in.layer), kernel_layer(in.layer), work, num_pages,
+                                        blocks_.data() + static_cast<size_t>(task) * options_.sparse.max_blocks());
+}
+
+// The cut that has a sparse row of the step.
+const Program::Cut& Program::cut_of_sparse(int row) const {
+  return *std::find_if(cuts_.begin(), cuts_.end(), [&](const Cut& cut) { return cut.is_sparse && row < cut.first_sparse + cut.last_row - cut.first_row; });
+}
+
+void Program::run_compress_task(const Instruction& in, const StepView& step, int member, int task) {
+  const NewKernel& kernel = new_kernels_[task];
+  kernels_.compress(kv_layer(in.layer), kernel_layer(in.layer), step.pages + static_cast<size_t>(kernel.sequence) * step.pages_stride, kernel.last_token,
+                    scratch_[member].as<float>());
+}
+
+void Program::merge_row(const Instruction& in, const StepView&, int i) {
+  const Cut& cut = *(std::upper_bound(cuts_.begin(), cuts_.end(), i, [](int row, const Cut& c) { return row < c.first_row; }) - 1);
   if (cut.num_splits == 1) return;
   const int num_heads = options_.num_kv_heads * options_.group_heads;
   const size_t stride = partial(1, 0) - partial(0, 0);

@@ -4,7 +4,8 @@
 //   rows      instructions that work row by row; a thread runs all of them on its share of the rows
 //   products  jobs, each some products of equal width with a tail of instructions that work column by column; cut into tasks of
 //             some columns and rows, whose tail runs while its columns are in the cache
-//   attend    one instruction, cut into tasks of queries, kv heads and stretches of the cache
+//   tasks     one instruction, cut in its own way: attention into queries, kv heads and stretches of the cache; the choice of blocks into
+//             sparse rows and kv heads; compression into kernels. Where a step has no task, the threads do not meet either.
 // Tasks are dealt out in contiguous shares, so that each thread reads its weights as one stream; who is done helps the others.
 // What a task computes does not depend on who runs it, so results do not depend on the number of threads.
 // Knows neither layers nor models; what a phase holds is decided by whoever records it.
@@ -28,7 +29,7 @@ struct StepView {
   int num_tokens, num_sequences, pages_stride, num_wanted;
 };
 
-enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store_keys, store_values, multiply, attend, merge, peaks };
+enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
 
 // Operands that an op does not use are -1 or 0.
 //   embed    out = factor * weight[tokens]          multiply  out = weight . a, with a's codes if it has codes
@@ -37,6 +38,8 @@ enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take
 //   rotation    out = cosines | sines of positions by the table `vector`
 //   rope        out = a turned by b                 take      out[i] = a[wanted[i]]
 //   quantize    a gets codes                        store_keys, store_values   a -> keys, values of `layer`
+//   compress    the kernels of `layer` that the step completes, from its keys
+//   select      the blocks of each sparse row that a's queries choose by the kernels of `layer`
 //   attend      out = attention of a over `layer`, but for rows that are alone in their sequence and see several stretches;
 //   merge       these are put together here
 //   peaks       out's column t = the largest of a's columns in task t of the products, NaN where one is NaN
@@ -47,7 +50,7 @@ struct Instruction {
   float factor = 0;
 };
 
-enum class PhaseKind { rows, products, attend };
+enum class PhaseKind { rows, products, tasks };
 
 class Program {
  public:
@@ -55,6 +58,7 @@ class Program {
   struct Options {
     int max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, group_heads;
     KvFormat kv_format;
+    SparseRule sparse;
   };
 
   Program(const Kernels& kernels, Team& team, const Options& options);
@@ -76,11 +80,13 @@ class Program {
   const float* peaks() const;
   int num_peaks() const { return buffers_[last_instruction().out].columns; }
   int peaks_stride() const { return static_cast<int>(buffers_[last_instruction().out].stride); }
-  size_t kv_bytes() const { return kv_.bytes(); }
+  size_t kv_bytes() const { return kv_.bytes() + kernels_kept_.bytes(); }
   const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
-  // Writes a row of keys, which are its values too, to a slot.
-  void store(int layer, const float* row, int slot);
+  KernelLayer kernel_layer(int layer) const;
+  // Writes a row of keys, which are its values too, to the place of a token of the sequence that has these pages; and the kernel that it
+  // completes.
+  void store(int layer, const float* row, const int32_t* pages, int token);
 
  private:
   struct Buffer {
@@ -102,9 +108,16 @@ class Program {
   struct Slice {
     int first_row, last_row, first_column, last_column;
   };
-  // Where the queries of a step are cut: a sequence's first attend task, and its first stretch among those of lone rows.
+  // The dense or the sparse rows of a sequence of the step: their first attend task, how many tasks these are for a kv head (rows are
+  // taken `queries` at a time, each in num_splits stretches), their first stretch among those of lone rows, and their first sparse row.
   struct Cut {
-    int first_task, num_blocks, num_splits, first_stretch;
+    int sequence, first_row, last_row;
+    bool is_sparse;
+    int queries, num_blocks, num_splits;
+    int first_task, first_stretch, first_sparse;
+  };
+  struct NewKernel {
+    int sequence, last_token;
   };
   struct alignas(64) Share {  // of a member in the tasks of a phase: the next one to take
     std::atomic<int> next{0};
@@ -125,7 +138,14 @@ class Program {
   const uint8_t* first_tiles(const Phase& phase, int row_tasks, int task) const;
   const uint8_t* first_tiles_after(size_t index, const StepView& step, int member) const;
   void run_product_task(const Phase& phase, const StepView& step, int task, const uint8_t* after);
+  int num_tasks(const Phase& phase) const;
+  void run_tasks(size_t index, const StepView& step, int member);
   void run_attend_task(const Instruction& in, const StepView& step, int member, int task);
+  void run_select_task(const Instruction& in, const StepView& step, int member, int task);
+  void run_compress_task(const Instruction& in, const StepView& step, int member, int task);
+  AttendTask attend_task(const Instruction& in, const StepView& step, const Cut& cut, int member);
+  const Cut& cut_of_sparse(int row) const;
+  void add_cut(const StepView& step, int sequence, int first_row, int last_row, bool is_sparse);
   void merge_row(const Instruction& in, const StepView& step, int i);
   void cut_queries(const StepView& step);
   Rows rows_of(const Buffer& buffer) const;
@@ -143,10 +163,12 @@ class Program {
   std::vector<Phase> phases_;
   std::vector<Share> shares_;    // [phase][member]
   std::vector<Memory> scratch_;  // one a thread
-  std::vector<Cut> cuts_;        // one a sequence of the step
-  int num_attend_tasks_ = 0;
+  std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows
+  std::vector<NewKernel> new_kernels_;
+  std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]
+  int num_attend_tasks_ = 0, num_stretches_ = 0, num_sparse_rows_ = 0;
   Memory partials_;              // attention over a stretch: [stretch][head][padded dim + 2], of lone rows
-  Memory kv_;
+  Memory kv_, kernels_kept_;
 };
 
 }  // namespace minicpm4

@@ -327,6 +327,64 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
   }
 }
 
+// The blocks that a row chooses, against scores in double precision; where they differ, the two scores must nearly be equal.
+void check_select(const Kernels& k, KvFormat format, int code_bytes, const SparseRule& rule, int head_dim, int group, int length) {
+  KvLayer layer{nullptr, nullptr, 0, format, 1, head_dim};
+  const int num_pages = (length + kPageTokens - 1) / kPageTokens, stride = static_cast<int>(round_up(group * head_dim, 16));
+  layer.page_stride = 2 * layer.page_bytes();
+  KernelLayer kernels{nullptr, num_pages, format, layer.padded_dim(), rule};
+  Aligned cache(layer.page_stride * num_pages), kept(kernels.head_bytes() * num_pages);
+  std::memset(cache.data, 0xff, layer.page_stride * num_pages), std::memset(kept.data, 0xff, kernels.head_bytes() * num_pages);
+  layer.keys = cache.data, layer.values = cache.data + layer.page_bytes(), kernels.data = kept.data;
+  std::vector<int32_t> pages(num_pages), positions{length - 1}, blocks(rule.max_blocks());
+  for (int p = 0; p < num_pages; ++p) pages[p] = (p * 5 + 2) % num_pages;  // 5 divides no number of pages here
+  std::vector<float> keys = random_floats(length * head_dim), q = random_floats(stride), scratch(head_dim);
+  round_cache(format, head_dim, keys);
+  for (int t = 0; t < length; ++t) {
+    k.store_keys(layer, &keys[t * head_dim], 0, 1, pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
+    if (rule.completes_kernel(t)) k.compress(layer, kernels, pages.data(), t, scratch.data());
+  }
+  std::vector<float> room(select_scratch_floats(group, layer.padded_dim(), num_pages, kernels.places()));
+  AttendTask task{q.data(), nullptr, static_cast<size_t>(stride), 0, 1, positions.data(), pages.data(), nullptr, 0, 0, 0, group, code_bytes, room.data(), nullptr};
+  const int count = k.select(layer, kernels, task, num_pages, blocks.data());
+
+  if (code_bytes > 0) round_queries(code_bytes, head_dim, q);
+  const int num_kernels = rule.num_kernels(length);
+  std::vector<double> shares(num_kernels);
+  for (int h = 0; h < group; ++h) {
+    std::vector<double> weights(num_kernels);
+    double total = 0;
+    for (int j = 0; j < num_kernels; ++j) {
+      std::vector<float> mean(head_dim);
+      for (int t = 0; t < rule.kernel_size; ++t) for (int d = 0; d < head_dim; ++d) mean[d] += keys[(j * rule.kernel_stride + t) * head_dim + d];
+      for (float& m : mean) m *= 1.0f / rule.kernel_size;
+      round_cache(format, head_dim, mean);
+      double dot = 0;
+      for (int d = 0; d < head_dim; ++d) dot += static_cast<double>(q[h * head_dim + d]) * mean[d];
+      total += weights[j] = std::exp(dot / std::sqrt(head_dim));
+    }
+    for (int j = 0; j < num_kernels; ++j) shares[j] += weights[j] / total;
+  }
+  const auto score_of = [&](int block) {
+    double best = 0;
+    for (int j = 0; j < num_kernels; ++j) {
+      const int first = j * rule.kernel_stride, last = first + rule.kernel_size - 1;
+      if (first < (block + 1) * kPageTokens && last >= block * kPageTokens) best = std::max(best, shares[j]);
+    }
+    return best;
+  };
+  expect(count == rule.num_blocks(length - 1), k.name, "number of blocks", count, rule.num_blocks(length - 1));
+  double least_taken = 1e9, most_left = 0;
+  for (int b = 0; b < num_pages; ++b) {
+    const bool is_taken = std::count(blocks.begin(), blocks.begin() + count, b) == 1, is_between = b >= rule.init_blocks && b < rule.first_local(length - 1);
+    if (!is_between) expect(is_taken, k.name, "a block that is always seen", is_taken, b);
+    else if (is_taken) least_taken = std::min(least_taken, score_of(b));
+    else most_left = std::max(most_left, score_of(b));
+  }
+  expect(most_left <= least_taken * (1 + 1e-5), k.name, "the best blocks", most_left, least_taken);
+  expect(std::is_sorted(blocks.begin(), blocks.begin() + count), k.name, "blocks in order", 0, 0);
+}
+
 void check(const Kernels& k) {
   const int before = failures;
   for (int f = 0; f < kNumFormats; ++f) {
@@ -347,6 +405,11 @@ void check(const Kernels& k) {
       check_attend(k, format, code_bytes, 64, 8, 2, 64, 1);
       check_attend(k, format, code_bytes, 80, 5, 1, 200, 70);
       check_attend(k, format, code_bytes, 16, 8, 1, 2100, 3);
+      for (const int length : {1, 300, 1023, 2111}) {
+        check_select(k, format, code_bytes, {32, 16, 1, 2, 3, 0}, 24, 5, length);
+        check_select(k, format, code_bytes, {16, 8, 2, 1, 8, 0}, 10, 1, length);
+        check_select(k, format, code_bytes, {32, 16, 1, 1, 0, 0}, 64, 16, length);
+      }
     }
   }
   std::printf("%s: %s\n", k.name, failures == before ? "passed" : "failed");

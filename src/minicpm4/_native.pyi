@@ -45,11 +45,18 @@ class Op(Enum):
     attend = 12
     merge = 13
     peaks = 14
+    compress = 15
+    select = 16
 
 class PhaseKind(Enum):
     rows = 0
     products = 1
-    attend = 2
+    tasks = 2
+
+class SparseRule:
+    def __init__(
+        self, *, kernel_size: int, kernel_stride: int, init_blocks: int, local_blocks: int, best_blocks: int, dense_len: int
+    ) -> None: ...
 
 class Program:
     def __init__(
@@ -65,6 +72,7 @@ class Program:
         num_kv_heads: int,
         head_dim: int,
         kv_format: str,
+        sparse: SparseRule | None,
     ) -> None: ...
     def add_weight(self, weight: PackedWeight) -> int: ...
     def add_vector(self, values: np.ndarray) -> int: ...

@@ -11,7 +11,7 @@ from minicpm4.checkpoint import open_checkpoint
 from minicpm4.engine import LLM, LoadOptions, SamplingParams
 from minicpm4.engine.load import plan_load
 from minicpm4.engine.sparse import SparseWishes, choose_sparse
-from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
+from minicpm4.errors import CapacityError, ConfigError
 from minicpm4.model.config import SparseConfig, config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
 from tests.toy import TOY, toy_config
@@ -21,8 +21,8 @@ SHORTCUT = SparseConfig(dense_len=100, has_coarse_lse=True)
 PAPER, FROM_THERE = "96 blocks of 64 a token", "from where on it could be sparse"
 
 
-def choose(config: Any, *, executor: str = "reference", context_length: int = 512, **wishes: Any) -> tuple[SparseConfig | None, str]:
-    sparse, choices = choose_sparse(SparseWishes(**wishes), config, executor=executor, context_length=context_length)
+def choose(config: Any, *, context_length: int = 512, **wishes: Any) -> tuple[SparseConfig | None, str]:
+    sparse, choices = choose_sparse(SparseWishes(**wishes), config, context_length=context_length)
     return sparse, "; ".join(map(str, choices))
 
 
@@ -41,8 +41,6 @@ def choose(config: Any, *, executor: str = "reference", context_length: int = 51
         ),
         (MINICPM, {"is_on": False}, None, "attention dense (asked for)"),
         (MINICPM, {"context_length": 100}, None, f"attention dense (no sequence is longer than 100 tokens, {FROM_THERE})"),
-        (MINICPM, {"executor": "native"}, None, "attention dense (executor native has no sparse attention, which the model is made for)"),
-        (MINICPM, {"executor": "native", "is_on": False}, None, "attention dense (asked for)"),
         (MINICPM, {"has_coarse_lse": True}, SHORTCUT, f"attention sparse beyond 100 tokens, {PAPER} (asked for)"),
     ],
 )  # fmt: skip
@@ -56,8 +54,6 @@ def test_the_choice_and_its_reason(config: Any, options: dict[str, Any], sparse:
         (MINICPM, {"is_on": False, "topk": 3}, ConfigError, "topk of sparse attention was asked for, but attention is dense; leave out"),
         (TOY, {"topk": 3, "dense_len": 5}, ConfigError, "topk, dense_len of sparse attention was asked for, but .*; .* add --sparse"),
         (MINICPM, {"window_size": 100}, ConfigError, "sparse window_size is 100, expected a multiple of the block, 64"),
-        (MINICPM, {"is_on": True, "executor": "native"}, UnsupportedError, "executor native cannot do sparse attention; choose another"),
-        (MINICPM, {"topk": 3, "executor": "native"}, UnsupportedError, "executor native cannot do sparse attention; .*--executor torch"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_remedy(config: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -81,7 +77,7 @@ def folder(official: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 
 
-@pytest.mark.parametrize("executor", ["reference", "torch"])
+@pytest.mark.parametrize("executor", ["native", "reference", "torch"])
 def test_an_answer_says_what_its_newest_row_attended_to(folder: Path, executor: str) -> None:
     with LLM(str(folder), executor=executor, context_length=640) as llm:
         assert any(str(choice).startswith("attention sparse beyond 128 tokens, 3 blocks") for choice in llm.loaded.choices)
@@ -100,14 +96,23 @@ def test_an_answer_says_what_its_newest_row_attended_to(folder: Path, executor: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "places"), [({}, 4), ({"coarse_lse": True}, 5), ({"sparse": False}, 0), ({"context_length": 128}, 0)], ids=str
+    ("executor", "changes", "kernel_bytes"),
+    [
+        ("torch", {}, 4 * 4),
+        ("torch", {"coarse_lse": True}, 5 * 4),
+        ("torch", {"sparse": False}, 0),
+        ("torch", {"context_length": 128}, 0),
+        ("native", {}, 4 * 2),
+        ("native", {"sparse": False}, 0),
+    ],
+    ids=str,
 )
-def test_the_plan_counts_the_kernels_that_torch_keeps(folder: Path, changes: dict[str, Any], places: int) -> None:
-    """Beside a page: kernels of 32 float32 numbers a layer; the page itself 64 keys and values of as many f16 ones."""
-    options = {"model": str(folder), "executor": "torch", "context_length": 640} | changes
+def test_the_plan_counts_the_kernels_that_are_kept(folder: Path, executor: str, changes: dict[str, Any], kernel_bytes: int) -> None:
+    """Beside a page: kernels of 32 numbers a layer, in torch of float32; the page itself 64 keys and values of as many f16 ones."""
+    options = {"model": str(folder), "executor": executor, "context_length": 640} | changes
     with open_checkpoint(folder) as checkpoint:
         _, plan = plan_load(LoadOptions(**options), checkpoint)
-    assert plan.kv_bytes == plan.num_pages * 2 * 32 * (64 * 2 * 2 + places * 4)
+    assert plan.kv_bytes == plan.num_pages * 2 * 32 * (64 * 2 * 2 + kernel_bytes)
     with LLM(**options) as llm:
         assert llm.loaded.executor.kv_bytes == plan.kv_bytes
 

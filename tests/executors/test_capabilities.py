@@ -38,8 +38,8 @@ def refuse_to_load(name: str) -> Any:
         (
             "native",
             set(),
-            {"sparse": SparseConfig()},
-            "executor native cannot do sparse attention; choose another executor, or attend densely",
+            {"sparse": SparseConfig(has_coarse_lse=True)},
+            "executor native scores all kernels exactly; leave out --coarse-lse",
         ),
         ("reference", set(), {"isa": "generic"}, "executor reference cannot do instruction sets: generic"),
     ],

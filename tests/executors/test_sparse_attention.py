@@ -3,6 +3,7 @@
 A selection that differs in one block moves logits by some 1e-2 here, so that equal logits say equal selections.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -20,7 +21,7 @@ from minicpm4.model.sparse_step import kernel_slots, new_kernels, plan_sparse
 from minicpm4.quant import quantize
 from tests.toy import plan_step, toy_config, toy_executor, toy_weights
 
-EXECUTORS = ("reference", "torch")
+EXECUTORS = ("reference", "torch", "native")
 TINY = SparseConfig(window_size=64, topk=2, dense_len=0)  # three blocks of 64: the first, its own, and one chosen
 MIXED = SparseConfig(window_size=128, topk=3, dense_len=300)
 COARSE_TINY = SparseConfig(window_size=64, topk=2, dense_len=100, has_coarse_lse=True)
@@ -36,6 +37,8 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
 
 def toy(executor: str, sparse: SparseConfig | None, *, config: ModelConfig | None = None, **options: object) -> Executor:
     config = config or toy_config()
+    if executor == "native" and sparse is not None:
+        sparse = replace(sparse, has_coarse_lse=False)  # which it has not, see test_capabilities
     return toy_executor(executor, config, toy_weights(config), sparse=sparse, context_length=1024, threads=1, **options)
 
 
@@ -67,13 +70,16 @@ def test_rows_up_to_dense_len_are_dense(executor: str) -> None:
     assert np.abs(sparse[299:] - dense[299:]).max(axis=1).min() > 1e-3
 
 
+@pytest.mark.parametrize("executor", ["torch", "native"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(8, 1, 24), (3, 3, 10), (6, 2, 16), (16, 1, 6)], ids=["of-8", "of-1", "of-3", "of-16"]
 )
-def test_torch_chooses_as_the_reference(rule: str, heads: int, kv_heads: int, dim: int) -> None:
-    config = toy_config(num_heads=heads, num_kv_heads=kv_heads, head_dim=dim)
-    reference, other = (alone(toy(name, RULES[rule], config=config), prompt(517, seed=heads)) for name in EXECUTORS)
+def test_others_choose_as_the_reference(rule: str, executor: str, heads: int, kv_heads: int, dim: int) -> None:
+    config, sparse = toy_config(num_heads=heads, num_kv_heads=kv_heads, head_dim=dim), RULES[rule]
+    if executor == "native":
+        sparse = replace(sparse, has_coarse_lse=False)
+    reference, other = (alone(toy(name, sparse, config=config), prompt(517, seed=heads)) for name in ("reference", executor))
     check(other, reference)
 
 
@@ -166,7 +172,8 @@ def test_no_row_sees_the_future(executor: str, rule: str) -> None:
     table = np.array(weights[EMBEDDING].data.view(np.float32))
     table[POISON] = np.nan
     weights[EMBEDDING] = quantize(table, "f32", name=EMBEDDING)
-    runner = toy_executor(executor, config, weights, sparse=RULES[rule], context_length=1024, threads=1)
+    sparse = replace(RULES[rule], has_coarse_lse=executor != "native" and RULES[rule].has_coarse_lse)
+    runner = toy_executor(executor, config, weights, sparse=sparse, context_length=1024, threads=1)
     tokens = prompt(300)
     wanted = alone(runner, tokens)
     for border in (127, 128, 143, 299):

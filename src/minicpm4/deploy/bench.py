@@ -24,7 +24,6 @@ from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
 from minicpm4.executors import (
     Executor,
     ExecutorOptions,
-    capabilities_of,
     create_executor,
     executor_module,
     kernel_bytes_per_page,
@@ -180,7 +179,7 @@ def cache_bytes_read(config: ModelConfig, executor: str, *, options: ExecutorOpt
     attended, sparse = attended_by(options, num_tokens), options.sparse
     kernel_bytes = 0
     if sparse is not None and num_tokens > sparse.dense_len:
-        kernel_bytes = kernel_bytes_per_page(config, sparse, capabilities_of(executor).kernel_format) * (num_tokens // PAGE_TOKENS)
+        kernel_bytes = kernel_bytes_per_page(config, sparse, executor=executor, kv_format=options.kv_format) * (num_tokens // PAGE_TOKENS)
     return kv_bytes_per_token(config, options.kv_format) * attended.tokens_attended + kernel_bytes
 
 

@@ -158,7 +158,7 @@ def plan_load(options: LoadOptions, checkpoint: Checkpoint) -> tuple[ModelConfig
     """The config that runs, which may reach further than the checkpoint's where more context is asked for, and its memory plan."""
     config = with_context(checkpoint.config, options.context_length)
     longest = options.context_length or config.context_length  # a plan that fits less, and is dense for that, takes no more
-    sparse, _ = choose_sparse(options.sparse_wishes, config, executor=options.executor, context_length=longest)
+    sparse, _ = choose_sparse(options.sparse_wishes, config, context_length=longest)
     return config, plan_memory(
         checkpoint,
         config,
@@ -191,7 +191,7 @@ def resolve_options(
     """
     threads = num_cores() if options.threads is None else options.threads
     activations, kv_format = choose_activations(options, config, formats), choose_kv_format(options, config, formats)
-    sparse, attention = choose_sparse(options.sparse_wishes, config, executor=options.executor, context_length=context_length)
+    sparse, attention = choose_sparse(options.sparse_wishes, config, context_length=context_length)
     resolved = ExecutorOptions(
         context_length=context_length,
         num_pages=num_pages,

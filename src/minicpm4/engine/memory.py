@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from minicpm4.checkpoint import Checkpoint
 from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.executors import capabilities_of, executor_module, kernel_bytes_per_page, kv_bytes_per_token
+from minicpm4.executors import executor_module, kernel_bytes_per_page, kv_bytes_per_token
 from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
 
@@ -60,7 +60,7 @@ def plan_memory(
     UnsupportedError where the executor or the device is not there to be asked.
     """
     module = executor_module(executor)
-    page_bytes = kernel_bytes_per_page(config, sparse, capabilities_of(executor).kernel_format)
+    page_bytes = kernel_bytes_per_page(config, sparse, executor=executor, kv_format=kv_format)
     token_bytes = kv_bytes_per_token(config, kv_format) + -(-page_bytes // PAGE_TOKENS)
     weight_bytes = sum(module.weight_bytes(info.format, info.shape) for info in checkpoint.tensors.values())
     available = module.free_memory(device)

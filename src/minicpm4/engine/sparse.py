@@ -1,11 +1,10 @@
-"""Whether attention is sparse, by what rule, and why: from what the user wishes, the model is made for, and the executor can do."""
+"""Whether attention is sparse, by what rule, and why: from what the user wishes, the model is made for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from minicpm4.errors import ConfigError, UnsupportedError
-from minicpm4.executors import capabilities_of
+from minicpm4.errors import ConfigError
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig
 from minicpm4.model.config import SparseConfig
@@ -28,23 +27,15 @@ class SparseWishes:
         return {name: value for name, value in vars(self).items() if name != "is_on" and value is not None}
 
 
-def choose_sparse(
-    wishes: SparseWishes, config: ModelConfig, *, executor: str, context_length: int
-) -> tuple[SparseConfig | None, tuple[Choice, ...]]:
+def choose_sparse(wishes: SparseWishes, config: ModelConfig, *, context_length: int) -> tuple[SparseConfig | None, tuple[Choice, ...]]:
     """The rule, None where all attention is dense, and the choice that was made; none for a model that knows dense attention alone.
 
-    ConfigError for wishes that contradict each other, UnsupportedError for what was asked for and the executor cannot do.
+    ConfigError for wishes that contradict each other.
     """
     is_asked = wishes.is_on is True or (wishes.is_on is None and config.sparse is not None and bool(wishes.changes))
     if wishes.changes and not is_asked:
         hint = "leave out the one or the other" if wishes.is_on is False else "this model is not made for sparse attention; add --sparse"
         raise ConfigError(f"{', '.join(wishes.changes)} of sparse attention was asked for, but attention is dense", hint=hint)
-    can = capabilities_of(executor).has_sparse
-    if is_asked and not can:
-        raise UnsupportedError(
-            f"executor {executor} cannot do sparse attention",
-            hint="choose another executor, such as --executor torch, or leave out --sparse, --topk, --window and --dense-len",
-        )
     if config.sparse is None and not is_asked:
         return None, ()
     rule = replace(config.sparse or SparseConfig(), **wishes.changes)  # type: ignore[arg-type]
@@ -54,7 +45,5 @@ def choose_sparse(
         return None, (
             Choice("attention", "dense", f"no sequence is longer than {rule.dense_len} tokens, from where on it could be sparse"),
         )
-    if not can:
-        return None, (Choice("attention", "dense", f"executor {executor} has no sparse attention, which the model is made for"),)
     value = f"sparse beyond {max(0, rule.dense_len)} tokens, {rule.max_blocks} blocks of {rule.block_size} a token"
     return rule, (Choice("attention", value, "asked for" if is_asked else "the model is made for it"),)

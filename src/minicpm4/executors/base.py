@@ -22,6 +22,7 @@ from minicpm4.model.sparse import COARSE
 from minicpm4.model.sparse_step import places_per_page
 from minicpm4.quant import head_bytes
 
+AS_CACHE = "as the cache"  # of Capabilities.kernel_format
 EXECUTORS = ("native", "reference", "torch")
 INSTALL_HINTS = {
     "native": "build this package again: make chat, or pip install -e . in its checkout",
@@ -63,8 +64,8 @@ class ExecutorOptions:
 class Capabilities:
     """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
 
-    has_sparse: whether it runs InfLLM v2. kernel_format: how it keeps compressed keys beside their pages, one of quant.KV_FORMATS;
-    None where it makes them anew, or not at all.
+    has_coarse_lse: whether it runs InfLLM v2 with that shortcut too. kernel_format: how it keeps compressed keys beside their
+    pages, one of quant.KV_FORMATS or AS_CACHE; None where it makes them anew, or not at all.
     """
 
     weight_formats: frozenset[str]
@@ -73,13 +74,13 @@ class Capabilities:
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
     keeps_packed: bool = False
-    has_sparse: bool = False
+    has_coarse_lse: bool = False
     kernel_format: str | None = None
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
-        if options.sparse is not None and not self.has_sparse:
+        if options.sparse is not None and options.sparse.has_coarse_lse and not self.has_coarse_lse:
             raise UnsupportedError(
-                f"executor {name} cannot do sparse attention", hint="choose another executor, or attend densely (--no-sparse, sparse=False)"
+                f"executor {name} scores all kernels exactly", hint="leave out --coarse-lse (coarse_lse, has_coarse_lse)"
             )
         asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
             ("weight formats", set(weight_formats), self.weight_formats),
@@ -197,9 +198,11 @@ def kv_bytes_per_token(config: ModelConfig, kv_format: str) -> int:
     return 2 * config.num_layers * config.num_kv_heads * head_bytes(kv_format, config.head_dim)
 
 
-def kernel_bytes_per_page(config: ModelConfig, sparse: SparseConfig | None, kernel_format: str | None) -> int:
-    """Bytes that the compressed keys beside a page take in all layers; 0 where none are kept."""
+def kernel_bytes_per_page(config: ModelConfig, sparse: SparseConfig | None, *, executor: str, kv_format: str) -> int:
+    """Bytes that the compressed keys beside a page take in all layers; 0 where none are kept. kv_format: of the cache."""
+    kernel_format = capabilities_of(executor).kernel_format
     if sparse is None or kernel_format is None:
         return 0
+    kernel_format = kv_format if kernel_format == AS_CACHE else kernel_format
     places = places_per_page(sparse) + (places_per_page(sparse, times=COARSE) if sparse.has_coarse_lse else 0)
     return places * config.num_layers * config.num_kv_heads * head_bytes(kernel_format, config.head_dim)

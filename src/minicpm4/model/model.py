@@ -43,9 +43,11 @@ class Model(Generic[Weight]):
 
 
 def assemble(config: ModelConfig, load: Callable[[str], Weight], *, context_length: int) -> Model[Weight]:
-    """Calls load(name) once for each parameter, in the order in which a forward pass meets them."""
+    """Calls load(name) once for each parameter: embedding and head first, since who keeps another form of them holds both at once, and
+    they are the largest by far; then in the order in which a forward pass meets them.
+    """
     embedding = load(EMBEDDING)
+    head = embedding if config.has_tied_head else load(HEAD)
     layers = tuple(Layer(**{role: load(layer_parameter(index, role)) for role in LAYER_ROLES}) for index in range(config.num_layers))
     norm = load(NORM)
-    head = embedding if config.has_tied_head else load(HEAD)
     return Model(config, rope_table(config, context_length), embedding, layers, norm, head)

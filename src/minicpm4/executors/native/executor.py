@@ -13,12 +13,13 @@ import numpy as np
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
-from minicpm4.executors.base import Capabilities, ExecutorOptions, Peaks, WeightLoader
+from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, Peaks, WeightLoader
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
 from minicpm4.executors.native.schedule import add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
+from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
 from minicpm4.quant import KV_FORMATS, dequantize
 
@@ -36,6 +37,7 @@ CAPABILITIES = Capabilities(
     devices=frozenset(("cpu",)),
     isas=frozenset((None, *USABLE_ISAS)),
     keeps_packed=True,
+    kernel_format=AS_CACHE,
 )
 
 TILE_ROWS, TILE_ALIGNMENT = 16, 64  # see native/layout.h
@@ -63,6 +65,17 @@ def free_memory(device: str) -> int | None:
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that so many threads read from memory: the best of several passes over 256 MB."""
     return float(_native.read_bandwidth(USABLE_ISAS[0], _native.Team(threads), 256 << 20, 5))
+
+
+def native_rule(sparse: SparseConfig) -> _native.SparseRule:
+    return _native.SparseRule(
+        kernel_size=sparse.kernel_size,
+        kernel_stride=sparse.kernel_stride,
+        init_blocks=sparse.init_blocks,
+        local_blocks=sparse.num_local_blocks,
+        best_blocks=sparse.num_best_blocks,
+        dense_len=sparse.dense_len,
+    )
 
 
 def choose_isa(asked: str | None) -> Choice:
@@ -100,6 +113,7 @@ class NativeExecutor:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             kv_format=options.kv_format,
+            sparse=None if options.sparse is None else native_rule(options.sparse),
         )
         self.weight_bytes = self._build(weights, options)
         self.kv_bytes = int(self._program.kv_bytes)
@@ -124,7 +138,7 @@ class NativeExecutor:
             return Named(name, matrix.shape)
 
         model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
-        calls = add_scale_to_embedding(record(model))
+        calls = add_scale_to_embedding(record(model, is_sparse=options.sparse is not None))
         if CODE_BYTES[options.activations] > 0:
             calls = add_codes(calls, {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense})
         self._write_program(add_peaks(calls, task_columns=self._program.task_columns), places)

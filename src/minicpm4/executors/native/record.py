@@ -56,9 +56,10 @@ class RecordedInputs:
 
 @dataclass
 class Recorder:
-    """Implements `model.ops.Ops`; see there for what each operation means."""
+    """Implements `model.ops.Ops`; see there for what each operation means. is_sparse: whether rows may attend sparsely."""
 
     config: ModelConfig
+    is_sparse: bool = False
     calls: list[Call] = field(default_factory=list)
     num_values: int = 0
 
@@ -88,6 +89,8 @@ class Recorder:
 
     def attend(self, q_THD: Value, k_TGD: Value, v_TGD: Value, *, layer: int, step: StepInputs[Value]) -> Value:
         self.calls += [Call("store_keys", None, (k_TGD,), layer=layer), Call("store_values", None, (v_TGD,), layer=layer)]
+        if self.is_sparse:
+            self.calls += [Call("compress", None, (k_TGD,), layer=layer), Call("select", None, (q_THD,), layer=layer)]
         attended = self.emit("attend", (q_THD,), q_THD.columns, layer=layer)
         return self.emit("merge", (attended,), q_THD.columns)
 
@@ -101,8 +104,8 @@ class Recorder:
         return self.emit("take", (x_TK,), x_TK.columns, is_wanted=True)
 
 
-def record(model: Model[Named]) -> list[Call]:
+def record(model: Model[Named], *, is_sparse: bool = False) -> list[Call]:
     """The forward pass of this model as calls in order; the last one makes the logits."""
-    recorder = Recorder(model.config)
+    recorder = Recorder(model.config, is_sparse)
     forward(recorder, model, RecordedInputs())
     return recorder.calls

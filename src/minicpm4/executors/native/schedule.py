@@ -15,6 +15,7 @@ from minicpm4.executors.native.record import Call, Value
 COLUMN_OPS = ("add_scaled", "swiglu", "quantize", "rope", "store_keys", "store_values", "peaks")  # a column needs no other, but for heads
 HEAD_OPS = ("rope", "store_keys", "store_values")  # these need whole heads
 IN_PLACE_OPS = ("scale", "add_scaled", "swiglu", "rope", "rms_norm", "merge")  # may write over an input: each row reads before it writes
+TASK_OPS = ("compress", "select", "attend")  # cut into tasks of their own, each a phase
 TILE_COLUMNS, WIDEST_HEAD = 16, 256  # of native/layout.h and native/program.cc: heads that a task holds whole
 
 
@@ -28,7 +29,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Phase:
-    """kind: rows, products or attend, as in native/program.h."""
+    """kind: rows, products or tasks, as in native/program.h."""
 
     kind: str
     is_wanted: bool
@@ -74,9 +75,9 @@ def group_phases(calls: list[Call], *, head_dim: int) -> list[Phase]:
         if first.op == "multiply":
             jobs, count = take_products(rest, head_dim=head_dim)
             phases.append(Phase("products", is_wanted(first), jobs))
-        elif first.op == "attend":
+        elif first.op in TASK_OPS:
             count = 1
-            phases.append(Phase("attend", False, (Job((), (first,)),)))
+            phases.append(Phase("tasks", False, (Job((), (first,)),)))
         else:
             row_calls = take_rows(rest)
             count = len(row_calls)
@@ -94,7 +95,7 @@ def take_rows(calls: list[Call]) -> tuple[Call, ...]:
     """The calls at the beginning that work row by row, on the same rows."""
     taken: list[Call] = []
     for call in calls:
-        if call.op in ("multiply", "attend") or is_wanted(call) != is_wanted(calls[0]):
+        if call.op in ("multiply", *TASK_OPS) or is_wanted(call) != is_wanted(calls[0]):
             break
         taken.append(call)
     return tuple(taken)

@@ -87,6 +87,7 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         kv_format=case.kv_format,
+        sparse=None,
     )
     queries = np.random.default_rng(0).standard_normal((case.rows, width), dtype=np.float32)
     table = program.add_weight(_native.pack("f32", case.rows, width, queries.view(np.uint8).reshape(case.rows, -1), team, arena))
@@ -94,7 +95,7 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
     program.begin_phase(_native.PhaseKind.rows, False)
     program.add(_native.Op.embed, **UNUSED | {"out": x, "weight": table, "factor": 1.0})
     for layer in range(layers):
-        program.begin_phase(_native.PhaseKind.attend, False)
+        program.begin_phase(_native.PhaseKind.tasks, False)
         program.add(_native.Op.attend, **UNUSED | {"out": out, "a": x, "layer": layer})
         program.begin_phase(_native.PhaseKind.rows, False)
         program.add(_native.Op.merge, **UNUSED | {"out": out, "a": out, "layer": layer})

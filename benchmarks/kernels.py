@@ -106,6 +106,7 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
         num_kv_heads=1,
         head_dim=2,
         kv_format="f32",
+        sparse=None,
     )
     activations = np.random.default_rng(0).standard_normal((batch, columns), dtype=np.float32)
     table = program.add_weight(_native.pack("f32", batch, columns, activations.view(np.uint8).reshape(batch, -1), team, arena))

@@ -25,6 +25,7 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
         num_kv_heads=1,
         head_dim=2,
         kv_format="f32",
+        sparse=None,
     )
     table = program.add_weight(_native.pack("f32", num_rows, columns, x_TK.view(np.uint8).reshape(num_rows, -1), TEAM, ARENA))
     factor = program.add_weight(_native.pack(weight.format.name, *weight.shape, weight.data, TEAM, ARENA))

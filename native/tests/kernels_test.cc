@@ -253,7 +253,7 @@ void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<f
   for (int g = 0; g < layer.num_kv_heads; ++g) {
     for (int i = 0; i < count; ++i) {
       const int first = i * kStretchPages, last = std::min(first + kStretchPages, used_pages);
-      k.attend(layer, {q.data(), nullptr, static_cast<size_t>(stride), row, row + 1, positions.data(), pages.data(), first, last, g, group, code_bytes,
+      k.attend(layer, {q.data(), nullptr, static_cast<size_t>(stride), row, row + 1, positions.data(), pages.data(), nullptr, first, last, g, group, code_bytes,
                        scratch.data(), &partials[i * stretch]});
     }
     for (int h = 0; h < group; ++h) {
@@ -298,7 +298,7 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
   std::vector<float> scratch(attend_scratch_floats(queries, group, layer.padded_dim()));
   const int used_pages = (length + kPageTokens - 1) / kPageTokens;
   for (int g = 0; g < num_kv_heads; ++g)
-    k.attend(layer, {q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), 0, used_pages, g, group, code_bytes,
+    k.attend(layer, {q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), nullptr, 0, used_pages, g, group, code_bytes,
                      scratch.data(), nullptr});
   check_stretches(k, layer, q, out, stride, positions, pages, used_pages, group, code_bytes);
   const bool is_coded = code_bytes > 0 && format == KvFormat::int8;

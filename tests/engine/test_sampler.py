@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
 from minicpm4.engine.sampler import Sampler, candidates, logprobs_of, sorted_ids
-from minicpm4.executors import Peaks
+from minicpm4.executors.base import Peaks
 
 
 def logits_of(*probabilities):

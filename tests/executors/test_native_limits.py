@@ -74,4 +74,5 @@ def test_kv_formats_are_looked_up():
             num_kv_heads=1,
             head_dim=2,
             kv_format="int3",
+            sparse=None,
         )

@@ -39,7 +39,9 @@ def toy(executor: str, sparse: SparseConfig | None, *, config: ModelConfig | Non
     config = config or toy_config()
     if executor == "native" and sparse is not None:
         sparse = replace(sparse, has_coarse_lse=False)  # which it has not, see test_capabilities
-    return toy_executor(executor, config, toy_weights(config), sparse=sparse, context_length=1024, threads=1, **options)
+    return toy_executor(
+        executor, config, toy_weights(config), sparse=sparse, context_length=1024, max_step_tokens=1024, threads=1, **options
+    )
 
 
 def alone(runner: Executor, tokens: list[int], pages: object = None) -> np.ndarray:
@@ -173,7 +175,7 @@ def test_no_row_sees_the_future(executor: str, rule: str) -> None:
     table[POISON] = np.nan
     weights[EMBEDDING] = quantize(table, "f32", name=EMBEDDING)
     sparse = replace(RULES[rule], has_coarse_lse=executor != "native" and RULES[rule].has_coarse_lse)
-    runner = toy_executor(executor, config, weights, sparse=sparse, context_length=1024, threads=1)
+    runner = toy_executor(executor, config, weights, sparse=sparse, context_length=1024, max_step_tokens=1024, threads=1)
     tokens = prompt(300)
     wanted = alone(runner, tokens)
     for border in (127, 128, 143, 299):

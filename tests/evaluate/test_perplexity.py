@@ -14,7 +14,7 @@ from minicpm4.engine.score import Scores
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from minicpm4.evaluate import Journal, PerplexityOptions, PerplexityResult, run_perplexity
 from minicpm4.evaluate.perplexity import windows_of
-from minicpm4.evaluate.prose import Text
+from minicpm4.evaluate.prose import Text, read_text
 
 TEXTS = [Text("a.txt", "The cat isn't here; they're there. 你好 " * 6), Text("b.txt", "In 1234 there were 10 cats and 2 dogs. " * 9)]
 
@@ -59,6 +59,11 @@ def test_windows_forget_what_lies_before_them(toy_llm: LLM, toy_load: LoadOption
     assert [window["bits"] for window in result.windows] == pytest.approx(expected)
     assert result.texts[0].num_tokens == 49
     assert "--length 24 --stride 10 --text-tokens 50 --model" in result.recipe["command"]
+
+
+def test_the_packages_own_text_needs_no_name(toy_llm: LLM, toy_load: LoadOptions, tmp_path: Path) -> None:
+    result = run(toy_llm, toy_load, tmp_path / "a.jsonl", [read_text(None)], max_tokens=20)
+    assert result.recipe["command"].startswith("minicpm4 evaluate perplexity --length")
 
 
 def test_a_bos_begins_every_window(toy_llm: LLM, toy_load: LoadOptions, tmp_path: Path, monkeypatch: Any) -> None:

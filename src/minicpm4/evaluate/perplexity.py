@@ -97,7 +97,7 @@ def run_perplexity(
     progress("windows", len(plan), len(plan))
     found = {key: done.records[key] for key, _, _ in plan}
     scores = [score_of(text, [record for key, record in found.items() if key.startswith(f"{digest(text.text)}/")]) for text in texts]
-    words = ["perplexity", *(text.name for text in texts), "--length", str(length), "--stride", str(stride)]
+    words = ["perplexity", *(text.name for text in texts if not text.is_own), "--length", str(length), "--stride", str(stride)]
     words += [] if options.max_tokens is None else ["--text-tokens", str(options.max_tokens)]
     whole = Text("all", "\n".join(text.text for text in texts))
     return PerplexityResult(

@@ -18,10 +18,11 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True)
 class Text:
-    """name: of its file, without folders."""
+    """name: of its file, without folders. is_own: whether it is the package's."""
 
     name: str
     text: str
+    is_own: bool = False
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -33,7 +34,7 @@ def read_text(path: Path | None) -> Text:
     """A file in UTF-8; None for the package's own. RequestError where it cannot be read, or is empty."""
     place = OWN if path is None else path
     try:
-        text = Text(place.name, place.read_text(encoding="utf-8"))
+        text = Text(place.name, place.read_text(encoding="utf-8"), is_own=path is None)
     except (OSError, UnicodeError) as error:
         raise RequestError(f"{place.name} cannot be read as text: {error}", hint="give a text file in UTF-8") from error
     if not text.text.strip():

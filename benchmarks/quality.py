@@ -23,10 +23,11 @@ from benchmarks.recipe import machine_facts, result_stem, say, sources_digest, w
 from benchmarks.timing import table_of
 from minicpm4.checkpoint import open_checkpoint, resolve
 from minicpm4.engine import read_text_side
+from minicpm4.engine.score import score_tokens
 from minicpm4.errors import ConfigError, MiniCPMError
 from minicpm4.executors import ExecutorOptions, create_executor
 from minicpm4.hardware import cache_folder, num_cores
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, pages_for, single_step
+from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, pages_for
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 from minicpm4.quant import dequantize, quantize
 
@@ -86,20 +87,11 @@ def score_text(executor: str, subject: Subject, tokens: Sequence[int], *, option
     """The whole text as one sequence, in steps that read what earlier ones left in the cache."""
     formats = {tensor.format.name for tensor in subject.weights.values()}
     runner = create_executor(executor, subject.config, subject.weights.__getitem__, options=options, formats=formats)
-    bits, best = list[float](), list[int]()
     try:
-        for first in range(0, len(tokens) - 1, options.max_step_tokens):
-            targets = np.array(tokens[first + 1 : first + 1 + options.max_step_tokens])
-            step = single_step(np.array(tokens[first : first + len(targets)], np.int32), start=first, are_all_wanted=True)
-            logits = runner.run(step)
-            likeliest, rows = logits.argmax(axis=-1), np.arange(len(targets))
-            above = logits - logits[rows, likeliest][:, None]
-            spread = np.log(np.exp(above).sum(axis=-1, dtype=np.float64))
-            bits += ((spread - above[rows, targets]) / np.log(2)).tolist()
-            best += likeliest.tolist()
+        scores = score_tokens(runner, tokens, pages=range(options.num_pages), step_tokens=options.max_step_tokens)
     finally:
         runner.close()
-    return Score(bits, best)
+    return Score((-scores.logprobs_N / np.log(2)).tolist(), scores.likeliest_N.tolist())
 
 
 def options_for(num_tokens: int, *, threads: int, activations: str, kv_format: str) -> ExecutorOptions:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import minicpm4
 from minicpm4 import _native
-from minicpm4.deploy.bench import source_commit
+from minicpm4.engine.recipe import source_commit
 from minicpm4.hardware import cpu_name
 
 PACKAGE = Path(minicpm4.__file__).parent

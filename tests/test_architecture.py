@@ -41,10 +41,12 @@ LIBRARIES = {
     "sentencepiece": ("text",),
     "minijinja": ("text",),
     "huggingface_hub": ("checkpoint/hub.py",),
+    "matplotlib": ("evaluate/heat_map.py",),
+    "wonderwords": ("evaluate/words.py",),
     "typer": ("cli",),
     "rich": ("cli",),
 }
-HEAVY = ("torch", "transformers", "huggingface_hub", "tokenizers", "sentencepiece", "typer", "rich")
+HEAVY = ("torch", "transformers", "matplotlib", "wonderwords", "huggingface_hub", "tokenizers", "sentencepiece", "typer", "rich")
 
 
 def place_of(path: Path) -> str:

@@ -160,7 +160,9 @@ def test_stop_texts_by_environment_are_lines(default_gguf):
 def test_every_option_has_its_variable():
     """Of each command, as typer sees it: MINICPM4_ and the long name; --stop is read by its own rule."""
     found = {}
-    for command in app.registered_commands:
+    groups = [group.typer_instance for group in app.registered_groups]
+    assert len(groups) == 1
+    for command in [*app.registered_commands, *groups[0].registered_commands]:
         for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
             [info] = parameter.annotation.__metadata__
             long = next((flag for flag in info.param_decls or () if flag.startswith("--")), f"--{name}").split("/")[0]

@@ -110,13 +110,6 @@ def test_on_another_device_the_memory_here_says_nothing(subject: Subject, watche
     assert result.read_gb_per_second
 
 
-def test_a_checkout_names_its_commit_and_an_installed_copy_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if (Path(bench_module.__file__).resolve().parents[3] / ".git").exists():
-        assert bench_module.source_commit()
-    monkeypatch.setattr(bench_module, "__file__", str(tmp_path / "lib" / "site-packages" / "minicpm4" / "bench.py"))
-    assert bench_module.source_commit() is None
-
-
 def test_the_steps_of_a_run(subject: Subject, watched: Watched) -> None:
     """A short step first; then each prompt from an empty cache, in chunks; then each run of decoding at the same depth."""
     seen: list[str] = []

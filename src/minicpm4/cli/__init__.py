@@ -10,6 +10,7 @@ import typer
 from minicpm4.cli.bench import bench
 from minicpm4.cli.chat import chat
 from minicpm4.cli.doctor import doctor
+from minicpm4.cli.evaluate import evaluate
 from minicpm4.cli.generate import generate
 from minicpm4.cli.pull import pull
 from minicpm4.cli.show import show
@@ -23,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Ru
 app.callback()(print_version)
 for verb in (generate, chat, bench, show, pull, doctor):
     app.command()(verb)
+app.add_typer(evaluate, name="evaluate")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from minicpm4.cli import options as o
 from minicpm4.cli.grouped import grouped
-from minicpm4.cli.terminal import stage_line, transfer_bar, write
+from minicpm4.cli.terminal import stage_line, table_of, transfer_bar, write
 from minicpm4.deploy import BenchOptions, BenchResult, Subject, checkpoint_subject, random_subject, run_bench
 from minicpm4.engine import LoadOptions
 
@@ -42,10 +42,10 @@ def bench(random: RandomShape = None, format: Format = "q4_0", json: o.AsJson = 
     if json:
         write(result.as_json() + "\n")
     else:
-        write(table_of(result))
+        write(row_of(result))
 
 
-def table_of(result: BenchResult) -> str:
+def row_of(result: BenchResult) -> str:
     """A Markdown table of one row, to be pasted anywhere."""
     share = "-" if result.bandwidth_share is None else f"{100 * result.bandwidth_share:.0f} %"
     cells = {
@@ -62,9 +62,7 @@ def table_of(result: BenchResult) -> str:
         "peak MB": f"{result.peak_memory_mb:.0f}",
         "load s": f"{result.load_seconds:.2f}",
     }
-    widths = [max(len(name), len(value)) for name, value in cells.items()]
-    rows = (cells.keys(), ["-" * width for width in widths], cells.values())
-    return "".join(f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |\n" for row in rows)
+    return table_of(list(cells), [list(cells.values())])
 
 
 def rate(value: float | None) -> str:

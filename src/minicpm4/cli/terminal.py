@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from minicpm4.engine import Completion
 from minicpm4.errors import MiniCPMError
@@ -56,8 +66,8 @@ def read_line(prompt: str) -> str | None:
             return None
 
 
-class TransferBar:
-    """Shows how far something is, in bytes; a bar for each thing that is told of, the last one on top of the others."""
+class Bars:
+    """Shows how far something is; a bar for each thing that is told of, the last one on top of the others."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.tasks = progress, dict[str, TaskID]()
@@ -69,11 +79,19 @@ class TransferBar:
 
 
 @contextmanager
-def transfer_bar() -> Iterator[TransferBar]:
+def transfer_bar() -> Iterator[Bars]:
     """Bars of bytes on standard error, gone when done; silent where standard error is not a terminal."""
     columns = (TextColumn("[dim]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
-        yield TransferBar(progress)
+        yield Bars(progress)
+
+
+@contextmanager
+def count_bar() -> Iterator[Bars]:
+    """Bars of things that are counted, with the time that is left; silent where standard error is not a terminal."""
+    columns = (TextColumn("[dim]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+        yield Bars(progress)
 
 
 @contextmanager
@@ -103,3 +121,10 @@ def summary(completion: Completion, choices: tuple[Choice, ...]) -> str:
         rates.append(f"attended to {completion.blocks_selected} of {completion.blocks_total} blocks ({share} of the tokens)")
     shown = [str(choice) for choice in choices if choice.what in ("executor", "isa")]
     return " · ".join([*rates, *shown])
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown, with columns as wide as they need be."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = (header, ["-" * width for width in widths], *rows)
+    return "".join(f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |\n" for line in lines)

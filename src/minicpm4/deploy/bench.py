@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from minicpm4.deploy.subject import Subject
 from minicpm4.engine import LoadOptions, resolve_options
+from minicpm4.engine.recipe import software_facts
+from minicpm4.engine.recipe import source_commit as source_commit  # benchmarks/engines, which also run older commits, look for it here
 from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
 from minicpm4.executors import (
     Executor,
@@ -29,7 +28,7 @@ from minicpm4.executors import (
     kernel_bytes_per_page,
     kv_bytes_per_token,
 )
-from minicpm4.hardware import cpu_name, peak_memory
+from minicpm4.hardware import peak_memory
 from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for, single_step
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
@@ -252,13 +251,7 @@ def recipe(subject: Subject, executor: str, isa: str, *, options: BenchOptions, 
         "command": shlex.join(["minicpm4", "bench", *subject.flags, "--executor", executor, *words, *sparse_words]),
         "executor": executor,
         "isa": isa,
-        "machine": cpu_name(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "minicpm4": version("minicpm4"),
-        **({"torch": version("torch")} if executor == "torch" else {}),
-        "commit": source_commit(),
+        **software_facts(executor),
         "flags": chosen,
     }
 
@@ -270,12 +263,3 @@ def sparse_flags(sparse: SparseConfig | None, of_model: SparseConfig | None) -> 
     numbers = {"--topk": sparse.topk, "--window": sparse.window_size, "--dense-len": sparse.dense_len}
     lse = "--coarse-lse" if sparse.has_coarse_lse else "--exact-lse"
     return ("--sparse", *(word for flag, value in numbers.items() for word in (flag, str(value))), lse)
-
-
-def source_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None for an installed copy."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,9 +11,10 @@ from typing import Literal
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.sampler import ChosenToken, Sampler, TokenLogprobs
 from minicpm4.engine.scheduler import Part, Scheduler, Sequence, build_step
+from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.errors import CapacityError, RequestError
 from minicpm4.executors import Executor
-from minicpm4.model import PAGE_TOKENS
+from minicpm4.model import PAGE_TOKENS, pages_for
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -101,13 +103,42 @@ class Engine:
         self.scheduler.add(self._running[number].sequence)
         return number
 
+    def score(self, tokens: Sized[int], *, first: int = 1) -> Scores:
+        """Scores tokens[first:] at once, on pages that are free; requests keep theirs. RequestError, CapacityError where it cannot be."""
+        self._check_vocabulary(tokens)
+        pool, needed = self.scheduler.pool, pages_for(len(tokens) - 1)
+        if not 1 <= first < len(tokens):
+            raise RequestError(
+                f"tokens from {first} on of {len(tokens)} cannot be scored",
+                hint="give at least two; the first is given, not guessed",
+            )
+        if len(tokens) > self.limits.sequence_tokens:
+            raise CapacityError(
+                f"there are {len(tokens)} tokens to score, the context holds {self.limits.sequence_tokens}",
+                hint="score fewer together, or raise the context (-c, context_length)",
+            )
+        if needed > pool.num_free:
+            raise CapacityError(
+                f"scoring takes {needed} pages of the cache, {pool.num_free} are free",
+                hint="let the answers that run end first, or raise the cache (cache_tokens)",
+            )
+        pages = pool.take(needed)
+        try:
+            return score_tokens(self._executor, tokens, pages=pages, first=first, step_tokens=self.limits.max_step_tokens)
+        finally:
+            pool.give_back(reversed(pages))
+
+    def _check_vocabulary(self, tokens: Iterable[int]) -> None:
+        size = self.limits.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise RequestError(f"token {token} is not in the vocabulary of {size}", hint="use this model's tokenizer")
+
     def _check(self, prompt: Sized[int], params: SamplingParams) -> None:
         limits = self.limits
         if not prompt:
             raise RequestError("the prompt is empty", hint="give at least one token; with a BOS token, empty text is one")
-        for token in (*prompt, *params.logit_bias, *params.stop_token_ids):
-            if not 0 <= token < limits.vocab_size:
-                raise RequestError(f"token {token} is not in the vocabulary of {limits.vocab_size}", hint="use this model's tokenizer")
+        self._check_vocabulary((*prompt, *params.logit_bias, *params.stop_token_ids))
         if len(prompt) >= limits.sequence_tokens:
             raise CapacityError(
                 f"the prompt has {len(prompt)} tokens, the context holds {limits.sequence_tokens} with the answer",

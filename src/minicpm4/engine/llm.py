@@ -13,6 +13,7 @@ from minicpm4.engine.answer import Answer, Completion, check_numbers
 from minicpm4.engine.engine import Engine
 from minicpm4.engine.load import LoadedModel, LoadOptions, LoadProgress, load_model
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.score import Scores
 from minicpm4.errors import RequestError
 from minicpm4.text import encode_chat
 
@@ -209,6 +210,13 @@ class LLM:
         params = SamplingParams(max_tokens=room, temperature=temperature if do_sample else 0.0, top_p=top_p, seed=seed)
         response = self._complete_one(ids, params).text
         return response, [*turns, {"role": "assistant", "content": response}]
+
+    def score(self, tokens: Sequence[int], *, first: int = 1) -> Scores:
+        """Log-probabilities of tokens[first:], each given all tokens before it; computed at once, beside whatever runs.
+
+        RequestError, CapacityError where that cannot be: see `Engine.score`.
+        """
+        return self._open_engine().score(tokens, first=first)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of raw text, in which a control token's text stands for the token."""

@@ -1,0 +1,20 @@
+"""What a measured number says of its origin."""
+
+from pathlib import Path
+
+import pytest
+
+from minicpm4.engine import recipe
+
+
+def test_a_checkout_names_its_commit_and_an_installed_copy_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if (Path(recipe.__file__).resolve().parents[3] / ".git").exists():
+        assert recipe.source_commit()
+    monkeypatch.setattr(recipe, "__file__", str(tmp_path / "lib" / "site-packages" / "minicpm4" / "recipe.py"))
+    assert recipe.source_commit() is None
+
+
+def test_only_the_torch_executor_names_its_torch() -> None:
+    facts = recipe.software_facts("native")
+    assert facts.keys() >= {"machine", "system", "python", "numpy", "minicpm4", "commit"}
+    assert recipe.software_facts("torch").keys() - facts.keys() == {"torch"}

@@ -1,0 +1,79 @@
+"""A model that trains: parameters by their published names, and the project's forward pass over them, densely or with InfLLM v2.
+
+Dense and sparse attention share every parameter; which of them runs is an argument of a call.
+"""
+
+# B sequences, T tokens of each, R rows that are asked
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.long_context.task import VOCAB_SIZE, Batch
+from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
+from minicpm4.executors.torch.sparse import KernelStore
+from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, assemble, forward, pages_for
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
+
+Parameters = dict[str, Tensor]
+CPU = torch.device("cpu")
+BASE_WIDTH = 64  # MiniCPM4's is 256: the width at which its scales and learning rates were found
+DEPTH_SCALE, EMBEDDING_SCALE, SPREAD = 1.4, 12.0, 0.1  # MiniCPM's
+
+
+def small_config(*, width: int = 128, num_layers: int = 2, context_length: int = 1024) -> ModelConfig:
+    """MiniCPM4's shape, small: one kv head for all query heads, its scales of embeddings, branches and logits."""
+    return ModelConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_layers=num_layers,
+        num_heads=width // 32,
+        num_kv_heads=1,
+        head_dim=32,
+        context_length=context_length,
+        embedding_scale=EMBEDDING_SCALE,
+        residual_scale=DEPTH_SCALE / num_layers**0.5,
+        logit_divisor=width / BASE_WIDTH,
+    )
+
+
+def initial_parameters(config: ModelConfig, *, seed: int) -> Parameters:
+    """By muP: hidden matrices are narrower the wider the model; embedding and head are not; norms are ones."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape)
+        spread = SPREAD if name in (EMBEDDING, HEAD) else SPREAD / config.logit_divisor**0.5
+        return spread * torch.randn(shape, generator=generator)
+
+    return {name: draw(name, shape).requires_grad_() for name, shape in parameter_shapes(config).items()}
+
+
+def logits_of(config: ModelConfig, parameters: Parameters, batch: Batch, *, sparse: SparseConfig | None) -> Tensor:
+    """Of the rows that the batch asks, [R, V]. sparse: the rule of attention, None for dense; both read the same parameters."""
+    step = pack(batch)
+    cache = TorchCache.empty(config, step.pages_SP.size, dtype=torch.float32, device=CPU)
+    kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=step.pages_SP.size, device=CPU)
+    model = assemble(config, parameters.__getitem__, context_length=config.context_length)
+    return forward(TorchOps(config, cache, kernels), model, TorchStep.of(step, CPU, sparse=sparse))
+
+
+def pack(batch: Batch) -> Step:
+    """All sequences in one step, each from position 0 and on pages of its own."""
+    count, length = batch.tokens_BT.shape
+    pages = pages_for(length)
+    positions_T, sequences_B1 = np.arange(length), np.arange(count)[:, None]
+    return Step(
+        tokens_T=batch.tokens_BT.astype(np.int32).reshape(-1),
+        positions_T=np.tile(positions_T, count).astype(np.int32),
+        slots_T=(sequences_B1 * pages * PAGE_TOKENS + positions_T).astype(np.int32).reshape(-1),
+        starts_S1=(np.arange(count + 1) * length).astype(np.int32),
+        lengths_S=np.full(count, length, np.int32),
+        pages_SP=(sequences_B1 * pages + np.arange(pages)).astype(np.int32),
+        wanted_R=batch.asked_R.astype(np.int32),
+    )

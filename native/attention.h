@@ -109,7 +109,7 @@ inline f32x16 load_first(const float* p, int n) {
 // What a score is multiplied with; log2 e, so that weights are powers of 2.
 inline float score_scale(int head_dim) { return 1.44269504f / __builtin_sqrtf(static_cast<float>(head_dim)); }
 
-// The scale of some values, and what turns them into codes up to `largest`. NaN if a value is not finite.
+// The scale of some values, and what turns them into codes up to largest_code. NaN if a value is not finite.
 inline float scale_of(const float* values, int count, float largest_code, float* inverse) {
   f32x16 largest = broadcast(0.0f), broken = largest;
   for (int i = 0; i < count; i += 16) {

@@ -22,10 +22,10 @@ from minicpm4.model import PAGE_TOKENS, Step, pages_for
 
 
 class MiniCPM4:
-    """See `work.Engine`. Stream s owns pages s * P and up."""
+    """See `work.Engine`. Stream s owns pages s * P and up. Attention is dense, as the others' is, also where the model's would be sparse."""
 
     def __init__(self, work: Work) -> None:
-        load = LoadOptions(model=work.model, offline=True, threads=work.threads, activations=work.activations)
+        load = LoadOptions(model=work.model, offline=True, threads=work.threads, activations=work.activations, sparse=False)
         self.seed, self.stream_pages = work.seed, pages_for(work.sequence_tokens)
         self.num_pages = work.streams * self.stream_pages
         with checkpoint_subject(load) as subject:
@@ -39,6 +39,7 @@ class MiniCPM4:
         self.details: dict[str, object] = {
             "activations": options.activations,
             "kv_format": options.kv_format,
+            "attention": "dense" if options.sparse is None else "sparse",
             "kv_bytes": self.executor.kv_bytes,
             "weight_bytes_per_token": self.executor.weight_bytes,
             **{choice.what: choice.value for choice in self.executor.choices},

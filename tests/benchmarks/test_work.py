@@ -123,3 +123,11 @@ def test_our_engine_does_the_work(tmp_path: Path) -> None:
     assert len(measured.prefill_seconds) == len(measured.decode_seconds_per_token) == 1
     assert measured.details["activations"] == "int8"
     assert measured.peak_memory_mb > 10
+
+
+def test_our_engine_attends_densely_where_the_model_would_be_sparse(tmp_path: Path) -> None:
+    minicpm = TINY_JSON | {"architectures": ["MiniCPMForCausalLM"], "max_position_embeddings": 16384}
+    (tmp_path / "config.json").write_text(json.dumps(minicpm))
+    write_model(str(tmp_path / "config.json"), "q4_0", tmp_path / "model.gguf")
+    work = Work(model=str(tmp_path / "model.gguf"), decode=1, context=8300)
+    assert measure_steps(MiniCPM4, work).details["attention"] == "dense"

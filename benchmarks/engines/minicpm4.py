@@ -22,7 +22,7 @@ from minicpm4.model import PAGE_TOKENS, Step, pages_for
 
 
 class MiniCPM4:
-    """See `work.Engine`. Stream s owns pages s * P and up. Attention is dense, as the others' is, also where the model's would be sparse."""
+    """See `work.Engine`. Stream s owns pages s * P and up. Attention is dense, as that of the others."""
 
     def __init__(self, work: Work) -> None:
         load = LoadOptions(model=work.model, offline=True, threads=work.threads, activations=work.activations, sparse=False)

@@ -48,6 +48,7 @@ KvFormat kv_format_named(const std::string& name) {
 std::vector<const Kernels*> usable_kernels() {
   const Cpu cpu = this_cpu();
   std::vector<const Kernels*> found;
+  if (cpu.amx && kernels_amx()) found.push_back(kernels_amx());
   if (cpu.avx512 && kernels_avx512()) found.push_back(kernels_avx512());
   if (cpu.avx2 && kernels_avx2()) found.push_back(kernels_avx2());
   if (cpu.neon_i8mm && kernels_neon_i8mm()) found.push_back(kernels_neon_i8mm());

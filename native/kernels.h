@@ -180,6 +180,7 @@ struct Kernels {
 const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_amx();
 const Kernels* kernels_neon();
 const Kernels* kernels_neon_i8mm();
 

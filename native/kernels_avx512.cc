@@ -5,9 +5,10 @@
 #include "kernels.h"
 
 #if defined(__AVX512VNNI__) || defined(MINICPM4_EMULATED)
-#include "simd/avx512.h"
 #define ISA avx512
+#include "simd/avx512.h"
 namespace minicpm4::ISA {
+constexpr const char* kName = "avx512";
 constexpr int kRowBlock = 8;  // rows of activations that share a decoded weight
 constexpr int kAttendRows = 8;     // (query, head) pairs that share a key
 constexpr int kScoreVectors = 2;   // vectors of 16 keys whose scores are in registers together

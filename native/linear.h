@@ -120,9 +120,9 @@ struct CodedRows {
     for (int r = 0; r < rows; ++r) {
       const float *scale = all_scales + r * groups + first_group, *halves = all_sums + 2 * (r * groups + first_group);
       for (int i = 0; i < count; ++i) scales[r][at + i] = scale[i];
-      if constexpr (parts == 2) {
+      if constexpr (parts == 2 && zero != 0) {
         for (int i = 0; i < 2 * count; ++i) sums[r][2 * at + i] = zero * halves[i];
-      } else if constexpr (is_affine || zero != 0) {
+      } else if constexpr (is_affine || (parts == 1 && zero != 0)) {
         for (int i = 0; i < count; ++i) sums[r][at + i] = (is_affine ? scale[i] : zero) * (halves[2 * i] + halves[2 * i + 1]);
       }
     }

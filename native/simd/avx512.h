@@ -1,4 +1,4 @@
-// 16 lanes on AVX-512 with VNNI (F, BW, DQ, VL, VNNI): one register a vector.
+// 16 lanes on AVX-512 with VNNI (F, BW, DQ, VL, VNNI): one register a vector. Included once for each unit that has them.
 #pragma once
 
 #if defined(MINICPM4_EMULATED)
@@ -9,9 +9,8 @@
 
 #include <cstdint>
 
-namespace minicpm4::avx512 {
+namespace minicpm4::ISA {
 
-constexpr const char* kName = "avx512";
 constexpr bool kSignedBytes = false;  // Dot<8> takes codes as 0..255
 constexpr bool kPairsRows = false;
 
@@ -99,6 +98,9 @@ inline u8x64 join(u8x64 low, u8x64 high) {  // low | high << shift, where high <
   return {_mm512_or_si512(low.v, _mm512_slli_epi32(high.v, shift))};
 }
 inline u8x64 flip_signs(u8x64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }  // bytes plus 128 become signed ones
+template <int n>
+inline u8x64 subtract_bytes(u8x64 a) { return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(n - (n > 127 ? 256 : 0)))}; }
+inline void store_bytes(uint8_t* p, u8x64 a) { _mm512_storeu_si512(p, a.v); }
 template <int j>
 inline f32x16 byte_as_f32(u8x64 a) {  // byte j of each 32-bit lane
   return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(a.v, 8 * j), _mm512_set1_epi32(0xff)))};
@@ -127,4 +129,4 @@ class Dot {
   i32x16 total_ = {_mm512_setzero_si512()};
 };
 
-}  // namespace minicpm4::avx512
+}  // namespace minicpm4::ISA

@@ -19,6 +19,7 @@ namespace minicpm4 {
 const Kernels* kernels_generic() __attribute__((weak));
 const Kernels* kernels_avx2() __attribute__((weak));
 const Kernels* kernels_avx512() __attribute__((weak));
+const Kernels* kernels_amx() __attribute__((weak));
 const Kernels* kernels_neon() __attribute__((weak));
 const Kernels* kernels_neon_i8mm() __attribute__((weak));
 }  // namespace minicpm4
@@ -162,7 +163,7 @@ void check_same_products(const Kernels& k, const Kernels& other) {
   for (int f = 0; f < kNumFormats; ++f) {
     const Format format = static_cast<Format>(f);
     if (block_columns(format) == 1) continue;
-    for (const int rows : {1, 33}) for (const int blocks : {1, 3, 9}) for (int count = 1; count <= 9; ++count) for (const int code_bytes : {1, 2}) {
+    for (const int rows : {1, 33}) for (const int blocks : {1, 3, 9}) for (int count : {1, 2, 3, 4, 5, 7, 8, 9, 16, 35}) for (const int code_bytes : {1, 2}) {
       const int columns = blocks * block_columns(format);
       const RandomWeight random(format, rows, columns);
       const Weight& w = random.view;
@@ -390,7 +391,7 @@ void check(const Kernels& k) {
   for (int f = 0; f < kNumFormats; ++f) {
     const Format format = static_cast<Format>(f);
     const int unit = block_columns(format) == 1 ? 7 : block_columns(format);
-    for (const int rows : {1, 16, 33}) for (const int blocks : {1, 3, 10}) for (const int count : {1, 2, 3, 5, 9, 17}) {
+    for (const int rows : {1, 16, 33}) for (const int blocks : {1, 3, 10}) for (const int count : {1, 2, 3, 5, 9, 17, 33}) {
       for (const int code_bytes : {0, 1, 2})
         if (code_bytes == 0 || block_columns(format) > 1) check_multiply(k, format, rows, unit * blocks, count, code_bytes);
     }
@@ -431,6 +432,7 @@ int main(int argc, char**) {
   add(kernels_generic, true);
   add(kernels_avx2, cpu.avx2);
   add(kernels_avx512, cpu.avx512 || is_emulated);
+  add(kernels_amx, cpu.amx || is_emulated);
   add(kernels_neon, cpu.neon);
   add(kernels_neon_i8mm, cpu.neon_i8mm);
   if (argc > 1) {
@@ -438,6 +440,7 @@ int main(int argc, char**) {
     return 0;
   }
   for (const Kernels* kernels : tables) check(*kernels);
+  if (cpu.amx && kernels_avx512 && kernels_amx && kernels_amx()) check_same_products(*kernels_amx(), *kernels_avx512());
   if (cpu.neon_i8mm && kernels_neon && kernels_neon_i8mm && kernels_neon_i8mm()) check_same_products(*kernels_neon_i8mm(), *kernels_neon());
   std::printf("%d failures\n", failures);
   return failures > 0 || tables.empty();

@@ -1,6 +1,6 @@
 """The kernels of every instruction set against plain arithmetic: native/tests/kernels_test.cc, built for this machine and for others.
 
-Foreign instruction sets run under an emulator: AArch64 NEON, also its i8mm, through qemu-user, AVX-512 through SIMDe's portable intrinsics.
+Foreign instruction sets run under an emulator: AArch64 NEON, also its i8mm, through qemu-user, AVX-512 and AMX through portable intrinsics.
 """
 
 import platform
@@ -13,6 +13,7 @@ import pytest
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c")
+AMX = (*AVX512, "-mamx-tile", "-mamx-int8")
 EMULATED = ("-DMINICPM4_EMULATED", *AVX2, "-Wno-psabi")
 NEON = {
     "kernels_neon": ("-march=armv8.2-a+dotprod+fp16", "-O1"),
@@ -44,7 +45,7 @@ def run_kernel_tests(*command: str) -> str:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ (apt install g++)")
 def test_kernels_of_this_machine(tmp_path):
     is_x86 = platform.machine() in ("x86_64", "AMD64")
-    vector_units = {"kernels_avx2": AVX2, "kernels_avx512": AVX512} if is_x86 else NEON
+    vector_units = {"kernels_avx2": AVX2, "kernels_avx512": AVX512, "kernels_amx": AMX} if is_x86 else NEON
     program = build_kernel_tests(tmp_path, "g++", {"kernels_generic": (), **vector_units})
     assert "generic: passed" in run_kernel_tests(program)
 
@@ -67,5 +68,6 @@ def test_neon_kernels_under_an_emulator(tmp_path):
     not Path("/usr/include/simde").exists() or platform.machine() != "x86_64", reason="apt install libsimde-dev (on x86-64)"
 )
 def test_avx512_kernels_as_portable_intrinsics(tmp_path):
-    output = run_kernel_tests(build_kernel_tests(tmp_path, "g++", {"kernels_avx512": EMULATED}))
+    output = run_kernel_tests(build_kernel_tests(tmp_path, "g++", {"kernels_avx512": EMULATED, "kernels_amx": EMULATED}))
     assert "avx512: passed" in output
+    assert "amx: passed" in output

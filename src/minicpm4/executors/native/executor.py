@@ -27,7 +27,7 @@ CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quanti
 USABLE_ISAS = tuple(_native.usable_isas())
 # What is said of a CPU without an instruction set, best first.
 LACKS = {
-    "x86_64": {"avx512": "no AVX-512 VNNI", "avx2": "no AVX2"},
+    "x86_64": {"amx": "no AMX", "avx512": "no AVX-512 VNNI", "avx2": "no AVX2"},
     "aarch64": {"neon_i8mm": "no i8mm", "neon": "no dot products"},
 }
 CAPABILITIES = Capabilities(

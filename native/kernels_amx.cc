@@ -1,0 +1,39 @@
+// Kernels for AVX-512 with VNNI and AMX, which multiplies 8-bit matrices.
+#include <utility>
+
+#include "half.h"
+#include "kernels.h"
+
+#if (defined(__AVX512VNNI__) && defined(__AMX_INT8__)) || defined(MINICPM4_EMULATED)
+#define ISA amx
+#include "simd/avx512.h"
+#include "simd/amx.h"
+namespace minicpm4::ISA {
+constexpr const char* kName = "amx";
+constexpr int kRowBlock = 8;  // rows of activations that share a decoded weight
+constexpr int kAttendRows = 8;     // (query, head) pairs that share a key
+constexpr int kScoreVectors = 2;   // vectors of 16 keys whose scores are in registers together
+constexpr int kPeakCodeRows = 6, kPeakFloatRows = 6;  // whose sums are in registers together while peaks are measured
+}
+#include "kernels_common.h"
+// after the common pieces
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+#include "matrix.h"
+#include "selection.h"
+#include "peak.h"
+
+namespace minicpm4 {
+const Kernels* kernels_amx() {
+  using namespace ISA;
+  static constexpr Kernels table = {kName, multiply_by_matrices, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
+                                    attend, merge_stretches, compress, select, read_all, peak_matrices, peak_f32};
+  return &table;
+}
+}  // namespace minicpm4
+#else
+namespace minicpm4 {
+const Kernels* kernels_amx() { return nullptr; }
+}  // namespace minicpm4
+#endif

@@ -267,6 +267,27 @@ void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<f
   }
 }
 
+// What a later token holds, a larger value or none at all, changes nothing in the rows that do not see it, to the bit.
+void check_future(const Kernels& k, const KvLayer& layer, const AttendTask& task, const std::vector<float>& wanted) {
+  const int last = task.last_row - 1, token = task.positions[last], slot = task.pages[token / kPageTokens] * kPageTokens + token % kPageTokens;
+  std::vector<float> out(wanted.size());
+  AttendTask again = task;
+  again.out = out.data();
+  for (const float poison : {1000.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    const std::vector<float> row(layer.num_kv_heads * layer.head_dim, poison);
+    k.store_keys(layer, row.data(), 0, layer.num_kv_heads, slot);
+    k.store_values(layer, row.data(), 0, layer.num_kv_heads, slot);
+    k.attend(layer, again);
+    for (int i = 0; i <= last; ++i) for (int h = 0; h < task.group_heads; ++h) {
+      const size_t at = task.query(layer, i * task.group_heads + h) - task.queries;
+      for (int d = 0; d < layer.head_dim; ++d) {
+        if (i < last) expect(out[at + d] == wanted[at + d], k.name, "what a row does not see", out[at + d], wanted[at + d]);
+        else if (poison != poison) expect(std::isnan(out[at + d]), k.name, "a row that sees NaN", out[at + d], NAN);
+      }
+    }
+  }
+}
+
 // Rounds queries as codes of `code_bytes` bytes, one scale a head.
 void round_queries(int code_bytes, int head_dim, std::vector<float>& queries) {
   for (size_t head = 0; head + head_dim <= queries.size(); head += head_dim) {
@@ -304,6 +325,7 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
   };
   for (int g = 0; g < num_kv_heads; ++g) k.attend(layer, task_of(g));
   check_stretches(k, layer, q, out, stride, positions, pages, used_pages, group, code_bytes);
+  check_future(k, layer, task_of(num_kv_heads - 1), out);
   const bool is_coded = code_bytes > 0 && format == KvFormat::int8;
   if (is_coded) for (int i = 0; i < queries; ++i) {
     std::vector<float> row(q.begin() + i * stride, q.begin() + i * stride + heads * head_dim);

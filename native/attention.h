@@ -158,7 +158,7 @@ struct AttendRow {
   const float* query;
   QueryCode code;  // of the query, where the arithmetic has codes
   Partial partial;
-  int num_visible;  // tokens of the current page that this row sees
+  int num_visible;  // tokens of the current page that this row sees, up to 64; none where it is 0 or less
 };
 
 // One kv head's part of a page; scales are null where the format has none.
@@ -195,7 +195,7 @@ inline float weigh_tokens(const AttendRow& row, float* scores) {
 }
 
 inline float weigh(const AttendRow& row, float* scores) {
-  if (row.num_visible >= kPageTokens) return weigh_tokens<true>(row, scores);
+  if (row.num_visible == kPageTokens) return weigh_tokens<true>(row, scores);
   if (row.num_visible > 0) return weigh_tokens<false>(row, scores);
   for (int j = 0; j < kVectors; ++j) store(scores + 16 * j, broadcast(0.0f));
   return 1.0f;
@@ -235,23 +235,29 @@ struct FloatMath {
     }
   }
 
-  // sum = sum * decay + weights . values, over the page's first num_tokens tokens; and asks for the next page's values.
+  // sum = sum * decay + weights . values, over the tokens that each row sees, the last row the most; and asks for the next page's values.
+  // Those of later tokens do not count as zero, which times NaN is NaN: they are not touched.
   template <int rows>
-  static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, int num_tokens, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
-    const int dim = row[0].partial.dim;
+  static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
+    const int dim = row[0].partial.dim, seen_by_all = row[0].num_visible > 0 ? row[0].num_visible / Cache::pack * Cache::pack : 0;
     if constexpr (has_scales) {
-      for (int r = 0; r < rows; ++r) for (int t = 0; t < num_tokens; ++t) weights[r][t] *= page.value_scales[t];
+      for (int r = 0; r < rows; ++r) for (int t = 0; t < row[r].num_visible; ++t) weights[r][t] *= page.value_scales[t];
     }
     for (int d = 0; d < dim; d += 16) {
       f32x16 acc[rows];
       for (int r = 0; r < rows; ++r) acc[r] = mul(load(row[r].partial.sum + d), broadcast(decay[r]));
-      for (int t = 0; t < num_tokens; t += Cache::pack) {
+      for (int t = 0; t < seen_by_all; t += Cache::pack) {
         const size_t at = value_at<Cache>(d, t, dim);
         __builtin_prefetch(next.values + at);
         unroll<Cache::pack>([&](auto i) {
-          if (t + i >= num_tokens) return;
           const f32x16 value = Cache::template read<i>(page.values + at);
           for (int r = 0; r < rows; ++r) acc[r] = fma(broadcast(weights[r][t + i]), value, acc[r]);
+        });
+      }
+      for (int t = seen_by_all; t < row[rows - 1].num_visible; t += Cache::pack) {
+        unroll<Cache::pack>([&](auto i) {
+          const f32x16 value = Cache::template read<i>(page.values + value_at<Cache>(d, t, dim));
+          for (int r = 0; r < rows; ++r) if (t + i < row[r].num_visible) acc[r] = fma(broadcast(weights[r][t + i]), value, acc[r]);
         });
       }
       for (int r = 0; r < rows; ++r) store(row[r].partial.sum + d, acc[r]);
@@ -260,7 +266,8 @@ struct FloatMath {
 };
 
 // Scores and weighted values as sums of products of bytes, from an int8 cache and queries of `terms` bytes; see QueryCode. A weight,
-// times the scale of its token's values, is 128 * high + low in steps of the page's largest scale / 16383: two bytes of 7 bits.
+// times the scale of its token's values, is 128 * high + low in steps of 1 / 16383 of the largest scale that the row sees in the page: two
+// bytes of 7 bits. A later token's weight is 0, and so is that times a byte.
 template <int terms>
 struct CodedMath {
   using Cache = Int8Cache;
@@ -291,10 +298,11 @@ struct CodedMath {
   }
 
   template <int rows>
-  static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, int num_tokens, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
+  static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
     alignas(64) uint8_t high[rows][kPageTokens], low[rows][kPageTokens];
-    const float unit = code_weights<rows>(page.value_scales, num_tokens, weights, high, low);
-    const int dim = row[0].partial.dim;
+    float unit[rows];
+    code_weights<rows>(page.value_scales, row, weights, high, low, unit);
+    const int dim = row[0].partial.dim, num_tokens = row[rows - 1].num_visible;
     for (int d = 0; d < dim; d += 16) {
       i32x16 high_sum[rows], low_sum[rows];
       unroll<rows>([&](auto r) { high_sum[r] = low_sum[r] = broadcast_i32(0); });
@@ -309,32 +317,45 @@ struct CodedMath {
       }
       unroll<rows>([&](auto r) {
         const f32x16 total = fma(to_f32(high_sum[r]), broadcast(128.0f), to_f32(low_sum[r]));
-        store(row[r].partial.sum + d, fma(total, broadcast(unit), mul(load(row[r].partial.sum + d), broadcast(decay[r]))));
+        store(row[r].partial.sum + d, fma(total, broadcast(unit[r]), mul(load(row[r].partial.sum + d), broadcast(decay[r]))));
       });
     }
   }
 
  private:
-  // Returns what a code counts; NaN where a value's scale is.
-  template <int rows>
-  static float code_weights(const float* scales, int num_tokens, const float (*weights)[kPageTokens], uint8_t (*high)[kPageTokens], uint8_t (*low)[kPageTokens]) {
-    const f32x16 zero = broadcast(0.0f);
-    f32x16 scale[kVectors], largest = zero, broken = zero;
-    for (int j = 0; j < kVectors; ++j) {
-      scale[j] = keep_first(num_tokens - 16 * j, load(scales + 16 * j), zero);
-      largest = max(largest, scale[j]);
-      broken = add(broken, sub(scale[j], scale[j]));
-    }
-    const float unit = max_lane(largest) / largest_weight_code + sum(broken);
-    const f32x16 inverse = broadcast(unit >= __FLT_MIN__ ? 1.0f / unit : 0.0f), most = broadcast(largest_weight_code);
-    for (int j = 0; j < kVectors; ++j) scale[j] = mul(scale[j], inverse);
-    for (int r = 0; r < rows; ++r)
+  // The scales of the first tokens in units of what a code counts; zeros follow. The unit is NaN where a scale is.
+  struct ValueScales {
+    f32x16 in_units[kVectors];
+    float unit;
+
+    ValueScales(const float* scales, int num_tokens) {
+      const f32x16 zero = broadcast(0.0f);
+      f32x16 largest = zero, broken = zero;
       for (int j = 0; j < kVectors; ++j) {
-        const i32x16 code = round_i32(min(mul(load(weights[r] + 16 * j), scale[j]), most));
+        in_units[j] = keep_first(num_tokens - 16 * j, load(scales + 16 * j), zero);
+        largest = max(largest, in_units[j]);
+        broken = add(broken, sub(in_units[j], in_units[j]));
+      }
+      unit = max_lane(largest) / largest_weight_code + sum(broken);
+      const f32x16 inverse = broadcast(unit >= __FLT_MIN__ ? 1.0f / unit : 0.0f);
+      for (int j = 0; j < kVectors; ++j) in_units[j] = mul(in_units[j], inverse);
+    }
+  };
+
+  // unit: what a row's codes count.
+  template <int rows>
+  static void code_weights(const float* scales, const AttendRow* row, const float (*weights)[kPageTokens], uint8_t (*high)[kPageTokens], uint8_t (*low)[kPageTokens], float* unit) {
+    const f32x16 most = broadcast(largest_weight_code);
+    ValueScales seen(scales, row[0].num_visible);
+    for (int r = 0; r < rows; ++r) {
+      if (r > 0 && row[r].num_visible != row[r - 1].num_visible) seen = ValueScales(scales, row[r].num_visible);
+      unit[r] = seen.unit;
+      for (int j = 0; j < kVectors; ++j) {
+        const i32x16 code = round_i32(min(mul(load(weights[r] + 16 * j), seen.in_units[j]), most));
         store_low_bytes(high[r] + 16 * j, shift_right<7>(code));
         store_low_bytes(low[r] + 16 * j, keep_bits<127>(code));
       }
-    return unit;
+    }
   }
 };
 
@@ -342,12 +363,10 @@ template <int rows, class Math>
 void attend_page(const PageData<typename Math::Cache>& page, const PageData<typename Math::Cache>& next, int head_dim, int num_pairs, const AttendRow* row) {
   alignas(64) float scores[rows][kPageTokens];
   float decay[rows];
-  int num_tokens = 0;
-  for (int r = 0; r < rows; ++r) num_tokens = row[r].num_visible > num_tokens ? row[r].num_visible : num_tokens;
-  if (num_tokens <= 0) return;
+  if (row[rows - 1].num_visible <= 0) return;  // it sees the most
   Math::template score<rows>(page, next, head_dim, num_pairs, row, scores);
   for (int r = 0; r < rows; ++r) decay[r] = weigh(row[r], scores[r]);
-  Math::template add_values<rows>(page, next, num_tokens < kPageTokens ? num_tokens : kPageTokens, row, scores, decay);
+  Math::template add_values<rows>(page, next, row, scores, decay);
 }
 
 // All pairs of the task over pages [first, last), each into its own partial, which was cleared.
@@ -364,9 +383,9 @@ void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int
                            layer.key_scales(page) + head * kPageTokens, layer.value_scales(page) + head * kPageTokens};
   };
   const auto row_at = [&](int i, int index) {
-    const int row = task.first_row + i / task.group_heads;
+    const int num_visible = task.positions[task.first_row + i / task.group_heads] + 1 - task.block(index) * kPageTokens;
     return AttendRow{task.query(layer, i), codes[Math::code_bytes ? i : 0], {partials + i * partial_floats(dim), dim},
-                     task.positions[row] + 1 - task.block(index) * kPageTokens};
+                     num_visible < kPageTokens ? num_visible : kPageTokens};
   };
   for (int index = first; index < last; ++index) {
     const PageData<Cache> data = page_at(index), next = page_at(index + 1 < task.last_page ? index + 1 : index);

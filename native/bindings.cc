@@ -6,7 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -99,17 +101,18 @@ PackedWeight read_packed(const std::string& format_name, int rows, int columns, 
   return {arena, weight};
 }
 
-nb::ndarray<nb::numpy, float> owned_array(std::vector<size_t> shape, size_t count, float*& data) {
-  data = new float[count]();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return nb::ndarray<nb::numpy, float>(data, shape.size(), shape.data(), owner);
+template <class T>
+nb::ndarray<nb::numpy, T> owned_array(std::vector<size_t> shape, T*& data) {
+  data = new T[std::accumulate(shape.begin(), shape.end(), size_t{1}, std::multiplies<>())]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner);
 }
 
 nb::ndarray<nb::numpy, float> unpack(const PackedWeight& packed, int first, int last) {
   const size_t count = last - first, columns = packed.weight.columns;
   if (first < 0 || last < first || last > packed.weight.rows) throw std::out_of_range("rows out of range");
   float* out;
-  auto array = owned_array({count, columns}, count * columns, out);
+  auto array = owned_array({count, columns}, out);
   for (int row = first; row < last; ++row) unpack_row(packed.weight, row, out + (row - first) * columns);
   return array;
 }
@@ -161,6 +164,16 @@ nb::ndarray<nb::numpy, float> peaks_of(Program& program, int rows) {
   const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(program.num_peaks())};
   const int64_t strides[2] = {program.peaks_stride(), 1};
   return nb::ndarray<nb::numpy, float>(const_cast<float*>(program.peaks()), 2, shape, nb::find(program), strides);
+}
+
+// [sparse rows][kv heads][the most blocks], ascending; -1 follows.
+nb::ndarray<nb::numpy, int32_t> chosen_blocks_of(const Program& program) {
+  const size_t rows = program.num_sparse_rows(), heads = program.options().num_kv_heads, most = program.options().sparse.max_blocks();
+  int32_t* out;
+  auto array = owned_array({rows, heads, most}, out);
+  std::fill_n(out, rows * heads * most, -1);
+  for (size_t list = 0; list < rows * heads; ++list) std::ranges::copy(program.chosen_blocks(list / heads, list % heads), out + list * most);
+  return array;
 }
 
 void randomize(Program& program, const Ints& pages, uint64_t seed) {
@@ -260,14 +273,14 @@ NB_MODULE(_native, m) {
 
   nb::class_<SparseRule>(m, "SparseRule")
       .def("__init__",
-           [](SparseRule* self, int kernel_size, int kernel_stride, int init_blocks, int local_blocks, int best_blocks, int dense_len) {
+           [](SparseRule* self, int kernel_size, int kernel_stride, int init_blocks, int local_blocks, int best_blocks, int dense_len, bool has_coarse_lse) {
              const bool fits = kernel_stride > 0 && kPageTokens % kernel_stride == 0 && kernel_size >= kernel_stride && kernel_size % kernel_stride == 0 &&
                                kernel_size <= kPageTokens && init_blocks > 0 && local_blocks > 0 && best_blocks >= 0;
              if (!fits) throw std::invalid_argument("not a rule for blocks of 64 tokens");
-             new (self) SparseRule{kernel_size, kernel_stride, init_blocks, local_blocks, best_blocks, dense_len};
+             new (self) SparseRule{kernel_size, kernel_stride, init_blocks, local_blocks, best_blocks, dense_len, has_coarse_lse};
            },
            nb::kw_only(), nb::arg("kernel_size"), nb::arg("kernel_stride"), nb::arg("init_blocks"), nb::arg("local_blocks"), nb::arg("best_blocks"),
-           nb::arg("dense_len"));
+           nb::arg("dense_len"), nb::arg("has_coarse_lse"));
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
@@ -291,6 +304,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("kv_bytes", &Program::kv_bytes)
       .def_prop_ro("task_columns", &Program::task_columns)
       .def("peaks", &peaks_of, nb::arg("rows"))
+      .def("chosen_blocks", &chosen_blocks_of)
       .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
            nb::arg("wanted"), nb::arg("vocabulary"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));

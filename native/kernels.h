@@ -62,15 +62,32 @@ struct KvLayer {
   float* value_scales(int page) const { return reinterpret_cast<float*>(value_page(page) + scales_at()); }
 };
 
+// Compressed keys, the kernels: each the mean of `size` keys in a row, one beginning every `stride` tokens. A kernel is kept beside the page
+// of its last token, where there are `places`; with a stride of several pages, only every so many of them has a kernel.
+struct KernelShape {
+  int size, stride;
+
+  int count(int num_tokens) const { return num_tokens < size ? 0 : (num_tokens - size) / stride + 1; }
+  bool ends_at(int position) const { return position + 1 >= size && (position + 1 - size) % stride == 0; }
+  int places() const { return stride < kPageTokens ? kPageTokens / stride : 1; }
+  int place(int last_token) const { return last_token % kPageTokens / stride; }
+  // All places of a sequence in their order are its entries; a kernel's is its number plus `before`.
+  int before() const { return size / stride - 1; }
+  // Which page of the sequence has the entries from number * places on.
+  int page_at(int number) const { return stride > kPageTokens ? (number + 1) * (stride / kPageTokens) - 1 : number; }
+};
+
 // The numbers of InfLLM v2, see SparseConfig in minicpm4/model/config.py; without blocks, all attention is dense.
 struct SparseRule {
   int kernel_size, kernel_stride, init_blocks, local_blocks, best_blocks, dense_len;
+  bool has_coarse_lse;
 
   int max_blocks() const { return init_blocks + local_blocks + best_blocks; }
   bool is_on() const { return max_blocks() > 0; }
   bool is_sparse(int position) const { return is_on() && position + 1 > dense_len; }
-  int num_kernels(int num_tokens) const { return num_tokens < kernel_size ? 0 : (num_tokens - kernel_size) / kernel_stride + 1; }
-  bool completes_kernel(int position) const { return is_on() && position + 1 >= kernel_size && (position + 1 - kernel_size) % kernel_stride == 0; }
+  KernelShape fine() const { return {kernel_size, kernel_stride}; }
+  KernelShape coarse() const { return {4 * kernel_size, 4 * kernel_stride}; }  // COARSE of minicpm4/model/sparse.py
+  bool completes(bool is_coarse, int position) const { return is_on() && (is_coarse ? has_coarse_lse && coarse().ends_at(position) : fine().ends_at(position)); }
   int first_local(int position) const { return position / kPageTokens - local_blocks + 1; }  // may be negative
   int num_blocks(int position) const {
     const int total = position / kPageTokens + 1;
@@ -78,22 +95,27 @@ struct SparseRule {
   }
 };
 
-// One layer's compressed keys. A kernel is kept beside the page of its last token, in the cache's format: of a page and kv head
-// [padded head dim][places], of int8 [head dim / 4][places][4], then its scales [places]. Heads come before pages, so that those of a sequence
-// lie together.
+// One layer's kernels of a shape, in the cache's format: of a page and kv head [padded head dim][places], of int8
+// [head dim / 4][places][4], then its scales [places]. Heads come before pages, so that those of a sequence lie together.
 struct KernelLayer {
   uint8_t* data;
   int num_pages;
   KvFormat format;
   int padded_dim;
-  SparseRule rule;
+  KernelShape shape;
 
-  int places() const { return kPageTokens / rule.kernel_stride; }
-  size_t scales_at() const { return places() * padded_dim * element_bytes_of(format); }
-  size_t head_bytes() const { return scales_at() + (format == KvFormat::int8 ? places() * sizeof(float) : 0); }
+  size_t scales_at() const { return shape.places() * padded_dim * element_bytes_of(format); }
+  size_t head_bytes() const { return scales_at() + (format == KvFormat::int8 ? shape.places() * sizeof(float) : 0); }
   uint8_t* page(int page, int head) const { return data + head_bytes() * (static_cast<size_t>(head) * num_pages + page); }
   float* scales(uint8_t* page) const { return reinterpret_cast<float*>(page + scales_at()); }
-  const float* scales(const uint8_t* page) const { return reinterpret_cast<const float*>(page + scales_at()); }
+};
+
+// What a layer's rows choose their blocks by; coarse: not looked at without has_coarse_lse.
+struct SparseLayer {
+  SparseRule rule;
+  KernelLayer fine, coarse;
+
+  const KernelLayer& kernels(bool is_coarse) const { return is_coarse ? coarse : fine; }
 };
 
 // Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence; of a sparse row,
@@ -133,11 +155,11 @@ constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim
 // Computes for so many rounds in registers alone, to measure the units' speed; returns the multiplications and additions done.
 using PeakFunction = double (*)(size_t rounds);
 
-// Places for the kernels of so many pages, in whole pages of 64; and the memory that `select` needs for them.
+// Places for the kernels of so many pages, in whole pages of 64; and the memory that `select` needs for them. places: of fine kernels.
 constexpr size_t select_entries(int num_pages, int places) { return round_up(static_cast<size_t>(num_pages) * places, kPageTokens); }
 constexpr size_t select_scratch_floats(int group_heads, int padded_dim, int num_pages, int places) {
   return attend_scratch_floats(1, group_heads, padded_dim) + static_cast<size_t>(padded_dim + 1) * kPageTokens +
-         (group_heads + 1) * select_entries(num_pages, places);
+         (group_heads + 1) * select_entries(num_pages, places) + 2 * group_heads;
 }
 
 struct Kernels {
@@ -170,7 +192,7 @@ struct Kernels {
   void (*compress)(const KvLayer& layer, const KernelLayer& kernels, const int32_t* pages, int last_token, float* scratch);
   // The blocks, ascending, that the task's first row attends to; returns how many. num_pages: of its sequence, at least up to the row.
   // The task's scratch: select_scratch_floats.
-  int (*select)(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_pages, int32_t* blocks);
+  int (*select)(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, int32_t* blocks);
 
   float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
   PeakFunction peak_int8, peak_f32;                    // the same for the units of products

@@ -57,9 +57,11 @@ Program::Program(const Kernels& kernels, Team& team, const Options& options)
   kv_ = Memory(shape.page_stride * options.num_pages, true);
   size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
   if (options.sparse.is_on()) {
-    const KernelLayer kernels = kernel_layer(0);
-    kernels_kept_ = Memory(kernels.head_bytes() * options.num_kv_heads * options.num_pages * options.num_layers, true);
-    floats = std::max(floats, select_scratch_floats(options.group_heads, shape.padded_dim(), options.num_pages, kernels.places()));
+    const SparseLayer sparse = sparse_layer(0);
+    const size_t heads = static_cast<size_t>(options.num_kv_heads) * options.num_pages * options.num_layers;
+    fine_ = Memory(sparse.fine.head_bytes() * heads, true);
+    if (options.sparse.has_coarse_lse) coarse_ = Memory(sparse.coarse.head_bytes() * heads, true);
+    floats = std::max(floats, select_scratch_floats(options.group_heads, shape.padded_dim(), options.num_pages, sparse.fine.shape.places()));
   }
   for (int i = 0; i < team.size(); ++i) scratch_.emplace_back(floats * sizeof(float), false);
 }
@@ -73,17 +75,27 @@ KvLayer Program::kv_layer(int layer) const {
   return kv;
 }
 
-KernelLayer Program::kernel_layer(int layer) const {
-  KernelLayer kernels{nullptr, options_.num_pages, options_.kv_format, kv_layer(0).padded_dim(), options_.sparse};
-  kernels.data = kernels_kept_.as<uint8_t>() + kernels.head_bytes() * options_.num_kv_heads * options_.num_pages * layer;
+KernelLayer Program::kernel_layer(const Memory& kept, const KernelShape& shape, int layer) const {
+  KernelLayer kernels{nullptr, options_.num_pages, options_.kv_format, kv_layer(0).padded_dim(), shape};
+  if (kept.bytes() > 0) kernels.data = kept.as<uint8_t>() + kernels.head_bytes() * options_.num_kv_heads * options_.num_pages * layer;
   return kernels;
+}
+
+SparseLayer Program::sparse_layer(int layer) const {
+  return {options_.sparse, kernel_layer(fine_, options_.sparse.fine(), layer), kernel_layer(coarse_, options_.sparse.coarse(), layer)};
+}
+
+std::span<const int32_t> Program::chosen_blocks(int sparse_row, int kv_head) const {
+  const size_t list = static_cast<size_t>(sparse_row) * options_.num_kv_heads + kv_head;
+  return {blocks_.data() + list * options_.sparse.max_blocks(), static_cast<size_t>(block_counts_[list])};
 }
 
 void Program::store(int layer, const float* row, const int32_t* pages, int token) {
   const int slot = pages[token / kPageTokens] * kPageTokens + token % kPageTokens;
   kernels_.store_keys(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
   kernels_.store_values(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
-  if (options_.sparse.completes_kernel(token)) kernels_.compress(kv_layer(layer), kernel_layer(layer), pages, token, scratch_.front().as<float>());
+  for (const bool is_coarse : {false, true})
+    if (options_.sparse.completes(is_coarse, token)) kernels_.compress(kv_layer(layer), sparse_layer(layer).kernels(is_coarse), pages, token, scratch_.front().as<float>());
 }
 
 int Program::add_weight(std::shared_ptr<const Arena> arena, const Weight& weight) {
@@ -314,13 +326,18 @@ void Program::cut_queries(const StepView& step) {
                                               }) - step.positions);
     add_cut(step, s, first, first_sparse, false);
     add_cut(step, s, first_sparse, last, true);
-    for (int i = first; i < last; ++i)
-      if (options_.sparse.completes_kernel(step.positions[i])) new_kernels_.push_back({s, step.positions[i]});
+    list_kernels(step, s);
   }
   const size_t bytes = sizeof(float) * num_stretches_ * options_.num_kv_heads * options_.group_heads * partial_floats(kv_layer(0).padded_dim());
   if (bytes > partials_.bytes()) partials_ = Memory(2 * bytes, false);
   const size_t lists = static_cast<size_t>(num_sparse_rows_) * options_.num_kv_heads;
   if (lists > block_counts_.size()) block_counts_.resize(2 * lists), blocks_.resize(2 * lists * options_.sparse.max_blocks());
+}
+
+void Program::list_kernels(const StepView& step, int sequence) {
+  for (int i = step.starts[sequence]; i < step.starts[sequence + 1]; ++i)
+    for (const bool is_coarse : {false, true})
+      if (options_.sparse.completes(is_coarse, step.positions[i])) new_kernels_.push_back({sequence, step.positions[i], is_coarse});
 }
 
 void Program::add_cut(const StepView& step, int sequence, int first_row, int last_row, bool is_sparse) {
@@ -380,7 +397,7 @@ void Program::run_select_task(const Instruction& in, const StepView& step, int m
   work.first_row = cut.first_row + sparse_row - cut.first_sparse;
   work.last_row = work.first_row + 1;
   const int num_pages = step.positions[work.first_row] / kPageTokens + 1;
-  block_counts_[task] = kernels_.select(kv_layer(in.layer), kernel_layer(in.layer), work, num_pages,
+  block_counts_[task] = kernels_.select(kv_layer(in.layer), sparse_layer(in.layer), work, num_pages,
                                         blocks_.data() + static_cast<size_t>(task) * options_.sparse.max_blocks());
 }
 
@@ -391,7 +408,7 @@ const Program::Cut& Program::cut_of_sparse(int row) const {
 
 void Program::run_compress_task(const Instruction& in, const StepView& step, int member, int task) {
   const NewKernel& kernel = new_kernels_[task];
-  kernels_.compress(kv_layer(in.layer), kernel_layer(in.layer), step.pages + static_cast<size_t>(kernel.sequence) * step.pages_stride, kernel.last_token,
+  kernels_.compress(kv_layer(in.layer), sparse_layer(in.layer).kernels(kernel.is_coarse), step.pages + static_cast<size_t>(kernel.sequence) * step.pages_stride, kernel.last_token,
                     scratch_[member].as<float>());
 }
 

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -80,13 +81,16 @@ class Program {
   const float* peaks() const;
   int num_peaks() const { return buffers_[last_instruction().out].columns; }
   int peaks_stride() const { return static_cast<int>(buffers_[last_instruction().out].stride); }
-  size_t kv_bytes() const { return kv_.bytes() + kernels_kept_.bytes(); }
+  size_t kv_bytes() const { return kv_.bytes() + fine_.bytes() + coarse_.bytes(); }
   const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
-  KernelLayer kernel_layer(int layer) const;
-  // Writes a row of keys, which are its values too, to the place of a token of the sequence that has these pages; and the kernel that it
+  SparseLayer sparse_layer(int layer) const;
+  // Writes a row of keys, which are its values too, to the place of a token of the sequence that has these pages; and the kernels that it
   // completes.
   void store(int layer, const float* row, const int32_t* pages, int token);
+  // Of the newest step's sparse rows, in their order: the blocks that a kv head of the last layer has chosen, ascending.
+  int num_sparse_rows() const { return num_sparse_rows_; }
+  std::span<const int32_t> chosen_blocks(int sparse_row, int kv_head) const;
 
  private:
   struct Buffer {
@@ -118,6 +122,7 @@ class Program {
   };
   struct NewKernel {
     int sequence, last_token;
+    bool is_coarse;
   };
   struct alignas(64) Share {  // of a member in the tasks of a phase: the next one to take
     std::atomic<int> next{0};
@@ -148,7 +153,9 @@ class Program {
   void add_cut(const StepView& step, int sequence, int first_row, int last_row, bool is_sparse);
   void merge_row(const Instruction& in, const StepView& step, int i);
   void cut_queries(const StepView& step);
+  void list_kernels(const StepView& step, int sequence);
   Rows rows_of(const Buffer& buffer) const;
+  KernelLayer kernel_layer(const Memory& kept, const KernelShape& shape, int layer) const;
   float* row(int buffer, int index) { return buffers_[buffer].values.as<float>() + buffers_[buffer].stride * index; }
   float* partial(int stretch, int head);
 
@@ -168,7 +175,7 @@ class Program {
   std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]
   int num_attend_tasks_ = 0, num_stretches_ = 0, num_sparse_rows_ = 0;
   Memory partials_;              // attention over a stretch: [stretch][head][padded dim + 2], of lone rows
-  Memory kv_, kernels_kept_;
+  Memory kv_, fine_, coarse_;    // keys and values; kernels
 };
 
 }  // namespace minicpm4

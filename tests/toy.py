@@ -10,7 +10,7 @@ import numpy as np
 from minicpm4.executors import Executor, ExecutorOptions, create_executor
 from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor, Step
 from minicpm4.model.config import RopeConfig
-from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.parameters import EMBEDDING, parameter_shapes
 from minicpm4.quant import quantize
 
 TOY = ModelConfig(
@@ -27,6 +27,7 @@ TOY = ModelConfig(
     residual_scale=0.4,
     logit_divisor=1.5,
 )
+POISON = 96  # a token that prompts do not use
 
 
 def toy_config(**changes: object) -> ModelConfig:
@@ -49,6 +50,14 @@ def toy_weights(config: ModelConfig, *, seed: int = 0, format_name: str = "f32")
         values = 1 + 0.1 * values if is_norm else values * np.float32(shape[-1] ** -0.5)
         weights[name] = quantize(values, "f32" if is_norm else format_name, name=name)
     return weights
+
+
+def poisoned_weights(config: ModelConfig) -> dict[str, PackedTensor]:
+    """Those of `toy_weights`, but that POISON's embedding is NaN, and so all that is computed and stored of it."""
+    weights = toy_weights(config)
+    table = np.array(weights[EMBEDDING].data.view(np.float32))
+    table[POISON] = np.nan
+    return {**weights, EMBEDDING: quantize(table, "f32", name=EMBEDDING)}
 
 
 def toy_executor(name: str, config: ModelConfig, weights: dict[str, PackedTensor], **options: object) -> Executor:

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -267,6 +268,27 @@ void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<f
   }
 }
 
+// What a later token holds, a larger value or none at all, changes nothing in the rows that do not see it, to the bit.
+void check_future(const Kernels& k, const KvLayer& layer, const AttendTask& task, const std::vector<float>& wanted) {
+  const int last = task.last_row - 1, token = task.positions[last], slot = task.pages[token / kPageTokens] * kPageTokens + token % kPageTokens;
+  std::vector<float> out(wanted.size());
+  AttendTask again = task;
+  again.out = out.data();
+  for (const float poison : {1000.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    const std::vector<float> row(layer.num_kv_heads * layer.head_dim, poison);
+    k.store_keys(layer, row.data(), 0, layer.num_kv_heads, slot);
+    k.store_values(layer, row.data(), 0, layer.num_kv_heads, slot);
+    k.attend(layer, again);
+    for (int i = 0; i <= last; ++i) for (int h = 0; h < task.group_heads; ++h) {
+      const size_t at = task.query(layer, i * task.group_heads + h) - task.queries;
+      for (int d = 0; d < layer.head_dim; ++d) {
+        if (i < last) expect(out[at + d] == wanted[at + d], k.name, "what a row does not see", out[at + d], wanted[at + d]);
+        else if (poison != poison) expect(std::isnan(out[at + d]), k.name, "a row that sees NaN", out[at + d], NAN);
+      }
+    }
+  }
+}
+
 // Rounds queries as codes of `code_bytes` bytes, one scale a head.
 void round_queries(int code_bytes, int head_dim, std::vector<float>& queries) {
   for (size_t head = 0; head + head_dim <= queries.size(); head += head_dim) {
@@ -298,10 +320,13 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
   }
   std::vector<float> scratch(attend_scratch_floats(queries, group, layer.padded_dim()));
   const int used_pages = (length + kPageTokens - 1) / kPageTokens;
-  for (int g = 0; g < num_kv_heads; ++g)
-    k.attend(layer, {q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), nullptr, 0, used_pages, g, group, code_bytes,
-                     scratch.data(), nullptr});
+  const auto task_of = [&](int kv_head) {
+    return AttendTask{q.data(), out.data(), static_cast<size_t>(stride), 0, queries, positions.data(), pages.data(), nullptr, 0, used_pages, kv_head, group, code_bytes,
+                      scratch.data(), nullptr};
+  };
+  for (int g = 0; g < num_kv_heads; ++g) k.attend(layer, task_of(g));
   check_stretches(k, layer, q, out, stride, positions, pages, used_pages, group, code_bytes);
+  check_future(k, layer, task_of(num_kv_heads - 1), out);
   const bool is_coded = code_bytes > 0 && format == KvFormat::int8;
   if (is_coded) for (int i = 0; i < queries; ++i) {
     std::vector<float> row(q.begin() + i * stride, q.begin() + i * stride + heads * head_dim);
@@ -328,42 +353,50 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
   }
 }
 
+// 2^(product with each kernel / sqrt(dim)), of the mean keys of the kernels that the first `length` tokens complete.
+std::vector<double> kernel_weights(const KernelShape& shape, KvFormat format, const std::vector<float>& keys, const float* query, int head_dim, int length) {
+  std::vector<double> weights(shape.count(length));
+  for (size_t j = 0; j < weights.size(); ++j) {
+    std::vector<float> mean(head_dim);
+    for (int t = 0; t < shape.size; ++t) for (int d = 0; d < head_dim; ++d) mean[d] += keys[(j * shape.stride + t) * head_dim + d];
+    for (float& m : mean) m *= 1.0f / shape.size;
+    round_cache(format, head_dim, mean);
+    double dot = 0;
+    for (int d = 0; d < head_dim; ++d) dot += static_cast<double>(query[d]) * mean[d];
+    weights[j] = std::exp(dot / std::sqrt(head_dim));
+  }
+  return weights;
+}
+
 // The blocks that a row chooses, against scores in double precision; where they differ, the two scores must nearly be equal.
 void check_select(const Kernels& k, KvFormat format, int code_bytes, const SparseRule& rule, int head_dim, int group, int length) {
   KvLayer layer{nullptr, nullptr, 0, format, 1, head_dim};
   const int num_pages = (length + kPageTokens - 1) / kPageTokens, stride = static_cast<int>(round_up(group * head_dim, 16));
   layer.page_stride = 2 * layer.page_bytes();
-  KernelLayer kernels{nullptr, num_pages, format, layer.padded_dim(), rule};
-  Aligned cache(layer.page_stride * num_pages), kept(kernels.head_bytes() * num_pages);
-  std::memset(cache.data, 0xff, layer.page_stride * num_pages), std::memset(kept.data, 0xff, kernels.head_bytes() * num_pages);
-  layer.keys = cache.data, layer.values = cache.data + layer.page_bytes(), kernels.data = kept.data;
+  SparseLayer sparse{rule, {nullptr, num_pages, format, layer.padded_dim(), rule.fine()}, {nullptr, num_pages, format, layer.padded_dim(), rule.coarse()}};
+  const size_t fine_bytes = sparse.fine.head_bytes() * num_pages, coarse_bytes = sparse.coarse.head_bytes() * num_pages;
+  Aligned cache(layer.page_stride * num_pages), fine(fine_bytes), coarse(coarse_bytes);
+  std::memset(cache.data, 0xff, layer.page_stride * num_pages), std::memset(fine.data, 0xff, fine_bytes), std::memset(coarse.data, 0xff, coarse_bytes);
+  layer.keys = cache.data, layer.values = cache.data + layer.page_bytes(), sparse.fine.data = fine.data, sparse.coarse.data = coarse.data;
   std::vector<int32_t> pages(num_pages), positions{length - 1}, blocks(rule.max_blocks());
   for (int p = 0; p < num_pages; ++p) pages[p] = (p * 5 + 2) % num_pages;  // 5 divides no number of pages here
   std::vector<float> keys = random_floats(length * head_dim), q = random_floats(stride), scratch(head_dim);
   round_cache(format, head_dim, keys);
   for (int t = 0; t < length; ++t) {
     k.store_keys(layer, &keys[t * head_dim], 0, 1, pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
-    if (rule.completes_kernel(t)) k.compress(layer, kernels, pages.data(), t, scratch.data());
+    for (const bool is_coarse : {false, true}) if (rule.completes(is_coarse, t)) k.compress(layer, sparse.kernels(is_coarse), pages.data(), t, scratch.data());
   }
-  std::vector<float> room(select_scratch_floats(group, layer.padded_dim(), num_pages, kernels.places()));
+  std::vector<float> room(select_scratch_floats(group, layer.padded_dim(), num_pages, rule.fine().places()));
   AttendTask task{q.data(), nullptr, static_cast<size_t>(stride), 0, 1, positions.data(), pages.data(), nullptr, 0, 0, 0, group, code_bytes, room.data(), nullptr};
-  const int count = k.select(layer, kernels, task, num_pages, blocks.data());
+  const int count = k.select(layer, sparse, task, num_pages, blocks.data());
 
   if (code_bytes > 0) round_queries(code_bytes, head_dim, q);
-  const int num_kernels = rule.num_kernels(length);
+  const int num_kernels = rule.fine().count(length);
   std::vector<double> shares(num_kernels);
   for (int h = 0; h < group; ++h) {
-    std::vector<double> weights(num_kernels);
-    double total = 0;
-    for (int j = 0; j < num_kernels; ++j) {
-      std::vector<float> mean(head_dim);
-      for (int t = 0; t < rule.kernel_size; ++t) for (int d = 0; d < head_dim; ++d) mean[d] += keys[(j * rule.kernel_stride + t) * head_dim + d];
-      for (float& m : mean) m *= 1.0f / rule.kernel_size;
-      round_cache(format, head_dim, mean);
-      double dot = 0;
-      for (int d = 0; d < head_dim; ++d) dot += static_cast<double>(q[h * head_dim + d]) * mean[d];
-      total += weights[j] = std::exp(dot / std::sqrt(head_dim));
-    }
+    const auto weights_by = [&](const KernelShape& shape) { return kernel_weights(shape, format, keys, &q[h * head_dim], head_dim, length); };
+    const std::vector<double> weights = weights_by(rule.fine()), over = rule.has_coarse_lse && rule.coarse().count(length) > 0 ? weights_by(rule.coarse()) : weights;
+    const double total = std::accumulate(over.begin(), over.end(), 0.0);
     for (int j = 0; j < num_kernels; ++j) shares[j] += weights[j] / total;
   }
   const auto score_of = [&](int block) {
@@ -406,10 +439,12 @@ void check(const Kernels& k) {
       check_attend(k, format, code_bytes, 64, 8, 2, 64, 1);
       check_attend(k, format, code_bytes, 80, 5, 1, 200, 70);
       check_attend(k, format, code_bytes, 16, 8, 1, 2100, 3);
-      for (const int length : {1, 300, 1023, 2111}) {
-        check_select(k, format, code_bytes, {32, 16, 1, 2, 3, 0}, 24, 5, length);
-        check_select(k, format, code_bytes, {16, 8, 2, 1, 8, 0}, 10, 1, length);
-        check_select(k, format, code_bytes, {32, 16, 1, 1, 0, 0}, 64, 16, length);
+      for (const int length : {1, 255, 300, 1023, 2111}) for (const bool has_coarse_lse : {false, true}) {
+        check_select(k, format, code_bytes, {32, 16, 1, 2, 3, 0, has_coarse_lse}, 24, 5, length);
+        check_select(k, format, code_bytes, {16, 8, 2, 1, 8, 0, has_coarse_lse}, 10, 3, length);
+        check_select(k, format, code_bytes, {64, 32, 1, 1, 5, 0, has_coarse_lse}, 16, 8, length);  // a coarse kernel every other page
+        check_select(k, format, code_bytes, {64, 64, 1, 1, 5, 0, has_coarse_lse}, 6, 2, length);   // every fourth
+        check_select(k, format, code_bytes, {32, 16, 1, 1, 0, 0, has_coarse_lse}, 64, 16, length);
       }
     }
   }

@@ -55,7 +55,15 @@ class PhaseKind(Enum):
 
 class SparseRule:
     def __init__(
-        self, *, kernel_size: int, kernel_stride: int, init_blocks: int, local_blocks: int, best_blocks: int, dense_len: int
+        self,
+        *,
+        kernel_size: int,
+        kernel_stride: int,
+        init_blocks: int,
+        local_blocks: int,
+        best_blocks: int,
+        dense_len: int,
+        has_coarse_lse: bool,
     ) -> None: ...
 
 class Program:
@@ -85,6 +93,7 @@ class Program:
     @property
     def task_columns(self) -> int: ...
     def peaks(self, rows: int) -> np.ndarray: ...
+    def chosen_blocks(self) -> np.ndarray: ...
     def run(
         self,
         tokens: np.ndarray,

@@ -120,7 +120,6 @@ def test_bench_prints_a_row_and_an_object(default_gguf):
         (("chat", "--executor", "abacus", "-p", "hi"), 1, "error: there is no executor 'abacus'"),
         (("chat", "-c", "99999", "-p", "hi"), 1, "error: a context of 99999 tokens was asked for"),
         (("bench", "--prefill", "9000"), 1, "error: the run needs 9000 tokens of context, there are 8192"),
-        (("chat", "--sparse", "--dense-len", "0", "--coarse-lse", "-p", "hi"), 1, "error: executor native scores all kernels exactly"),
         (("chat", "--topk", "3", "-p", "hi"), 1, "hint: this model is not made for sparse attention; add --sparse"),
         (("bench", "--random", "3B"), 1, "error: there is no shape '3B'"),
         (("generate", "--threads", "many"), 2, "Try 'minicpm4 generate --help'"),

@@ -198,13 +198,14 @@ SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, topk=2, window=64
 
 def test_sparse_decoding_reads_what_it_attends_to_and_its_kernels(subject: Subject) -> None:
     result = run_bench(subject, SPARSE, BenchOptions(prefill=0, decode=3, context=230, repeats=1))
-    assert (result.blocks_selected, result.blocks_total) == (3, 4)  # the token at position 230
-    assert result.attended_share == pytest.approx((64 + 64 + 39) / 231)
+    assert (result.blocks_selected, result.blocks_total) == (3, 4)  # the tokens at positions 230 to 232; bytes are the first one's
+    assert result.attended_share == pytest.approx(3 * (64 + 64 + 40) / (231 + 232 + 233))
     assert result.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2 * (64 + 64 + 39) + 2 * 2 * 8 * 4 * 4 * 3  # three pages of four kernels
     command = str(result.recipe["command"])
     assert command.endswith("--sparse --topk 2 --window 64 --dense-len 100 --exact-lse")
     prompt = run_bench(subject, SPARSE, BenchOptions(prefill=250, decode=0, repeats=1))
-    assert (prompt.blocks_selected, prompt.blocks_total) == (3, 4)
+    assert prompt.blocks_selected == pytest.approx((64 * 1 + 64 * 2 + 122 * 3) / 250)
+    assert prompt.blocks_total == pytest.approx((64 * 1 + 64 * 2 + 64 * 3 + 58 * 4) / 250)
 
 
 def test_dense_runs_say_so(subject: Subject) -> None:

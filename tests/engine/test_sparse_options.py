@@ -78,21 +78,21 @@ GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 
 
 @pytest.mark.parametrize("executor", ["native", "reference", "torch"])
-def test_an_answer_says_what_its_newest_row_attended_to(folder: Path, executor: str) -> None:
+def test_an_answer_says_what_its_rows_attended_to(folder: Path, executor: str) -> None:
     with LLM(str(folder), executor=executor, context_length=640) as llm:
         assert any(str(choice).startswith("attention sparse beyond 128 tokens, 3 blocks") for choice in llm.loaded.choices)
         tokens = llm.loaded.tokenizer.encode("1", add_bos=False)
         assert len(tokens) == 1
-        long, short = llm.generate(["1" * 500, "1" * 60], GREEDY, add_bos=False)
-        assert (long.prompt_tokens, short.prompt_tokens) == (500, 60)
-        assert (long.blocks_selected, long.blocks_total) == (3, 8)  # its row is at position 502: 64 + 64 + 55 tokens of 503
-        assert long.attended_share == pytest.approx(183 / 503)
+        long, short = llm.generate(["1" * 510, "1" * 60], GREEDY, add_bos=False)
+        assert (long.prompt_tokens, short.prompt_tokens) == (510, 60)
+        assert (long.blocks_selected, long.blocks_total) == (3, 8.25)  # its rows are at positions 509 to 512
+        assert long.attended_share == pytest.approx((4 * (64 + 64) + 62 + 63 + 64 + 1) / (510 + 511 + 512 + 513))
         assert (short.blocks_selected, short.blocks_total, short.attended_share) == (1, 1, 1.0)
-        alone = llm.generate("1" * 500, GREEDY, add_bos=False)
+        alone = llm.generate("1" * 510, GREEDY, add_bos=False)
         assert alone.token_ids == long.token_ids
     with LLM(str(folder), executor=executor, context_length=640, sparse=False) as llm:
-        dense = llm.generate("1" * 500, GREEDY, add_bos=False)
-        assert (dense.blocks_selected, dense.blocks_total, dense.attended_share) == (8, 8, 1.0)
+        dense = llm.generate("1" * 510, GREEDY, add_bos=False)
+        assert (dense.blocks_selected, dense.blocks_total, dense.attended_share) == (8.25, 8.25, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_an_answer_says_what_its_newest_row_attended_to(folder: Path, executor: 
         ("torch", {"sparse": False}, 0),
         ("torch", {"context_length": 128}, 0),
         ("native", {}, 4 * 2),
+        ("native", {"coarse_lse": True}, 5 * 2),
         ("native", {"sparse": False}, 0),
     ],
     ids=str,

@@ -7,15 +7,14 @@ import pytest
 
 from minicpm4.executors import Executor
 from minicpm4.model import PAGE_TOKENS, pages_for
-from minicpm4.model.parameters import EMBEDDING, HEAD
+from minicpm4.model.parameters import HEAD
 from minicpm4.quant import dequantize, quantize
-from tests.toy import plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import POISON, plan_step, poisoned_weights, toy_config, toy_executor, toy_weights
 
 EXECUTORS = ("reference", "native", "torch")
 # The native executor computes a row in the same order whatever surrounds it. numpy and torch choose another order of
 # summation for another shape: sums of some 200 terms of size one, a rounding of 6e-8 each, through three layers.
 TOLERANCE = {"native": 0.0, "reference": 5e-6, "torch": 5e-6}
-POISON = 96  # a token that prompts do not use; the poisoned model's embedding of it is NaN
 NUM_PAGES = 16
 
 
@@ -102,10 +101,7 @@ def test_a_step_that_wants_nothing_still_writes_the_cache(runner: Executor) -> N
 def test_what_was_not_written_is_never_read(executor: str, kv_format: str) -> None:
     """Every slot of every layer holds NaN, as left by a sequence of tokens whose embedding is NaN; then others take the pages."""
     config = toy_config()
-    weights = toy_weights(config)
-    table = np.array(weights[EMBEDDING].data.view(np.float32))
-    table[POISON] = np.nan
-    weights[EMBEDDING] = quantize(table, "f32", name=EMBEDDING)
+    weights = poisoned_weights(config)
     clean, poisoned = (toy_executor(executor, config, weights, kv_format=kv_format, context_length=1024) for _ in range(2))
     for page in range(0, NUM_PAGES, 4):
         logits = poisoned.run(plan_step([([POISON] * PAGE_TOKENS, 0, [p]) for p in range(page, page + 4)]))

@@ -14,7 +14,6 @@ from minicpm4.errors import CapacityError, CheckpointError, ConfigError, Unsuppo
 from minicpm4.executors import EXECUTORS, Capabilities, ExecutorOptions, capabilities_of, create_executor, executor_module
 from minicpm4.executors.native.executor import choose_isa
 from minicpm4.model import STORAGE_FORMATS
-from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import NORM
 from minicpm4.quant import quantize
 from tests.toy import plan_step, toy_config, toy_executor, toy_weights
@@ -35,12 +34,6 @@ def refuse_to_load(name: str) -> Any:
         ("native", set(), {"device": "cuda"}, "executor native cannot do devices: cuda; it offers cpu"),
         ("native", set(), {"isa": "sse2"}, "executor native cannot do instruction sets: sse2; it offers [^N]*generic; or"),
         ("torch", set(), {"isa": "avx2"}, "executor torch cannot do instruction sets: avx2; none can be chosen; or choose another"),
-        (
-            "native",
-            set(),
-            {"sparse": SparseConfig(has_coarse_lse=True)},
-            "executor native scores all kernels exactly; leave out --coarse-lse",
-        ),
         ("reference", set(), {"isa": "generic"}, "executor reference cannot do instruction sets: generic"),
     ],
 )

@@ -165,14 +165,16 @@ def test_the_counts_are_those_of_the_selection(sparse: SparseConfig) -> None:
         blocks = chosen(sparse, q, keys, position)[0] if is_sparse(sparse, np.array(position)) else np.arange(position // 64 + 1)
         tokens = (blocks[:, None] * 64 + np.arange(64) <= position).sum()
         counted = count_attended(sparse, np.array([position]))
-        assert counted == Attended(len(blocks), position // 64 + 1, tokens, position + 1)
+        assert counted == Attended(len(blocks), position // 64 + 1, tokens, position + 1, 1)
 
 
 def test_counts_add_up_and_say_under_five_percent_at_128k() -> None:
-    assert count_attended(None, np.arange(65)) == Attended(66, 66, 65 * 66 // 2, 65 * 66 // 2)
-    assert count_attended(PAPER, np.zeros(0, np.int32)).share == 1
+    assert count_attended(None, np.arange(65)) == Attended(66, 66, 65 * 66 // 2, 65 * 66 // 2, 65)
+    none = count_attended(PAPER, np.zeros(0, np.int32))
+    assert (none.share, none.mean_blocks) == (1, (0, 0))
+    assert count_attended(None, np.arange(63, 65)).mean_blocks == (1.5, 1.5)
     last = count_attended(PAPER, np.array([131071], np.int32))
-    assert last == Attended(96, 2048, 6144, 131072)
+    assert last == Attended(96, 2048, 6144, 131072, 1)
     assert last.share < 0.05
 
 

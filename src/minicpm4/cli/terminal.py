@@ -118,7 +118,8 @@ def summary(completion: Completion, choices: tuple[Choice, ...]) -> str:
             rates.append(f"{name} {tokens / seconds:.0f} tok/s")
     if completion.blocks_selected < completion.blocks_total:
         share = f"{100 * completion.attended_share:.1f} %"
-        rates.append(f"attended to {completion.blocks_selected} of {completion.blocks_total} blocks ({share} of the tokens)")
+        selected, total = (f"{mean:.1f}".removesuffix(".0") for mean in (completion.blocks_selected, completion.blocks_total))
+        rates.append(f"attended to {selected} of {total} blocks ({share} of the tokens)")
     shown = [str(choice) for choice in choices if choice.what in ("executor", "isa")]
     return " · ".join([*rates, *shown])
 

@@ -32,7 +32,7 @@ from minicpm4.hardware import peak_memory
 from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for, single_step
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
-from minicpm4.model.sparse import Attended, count_attended
+from minicpm4.model.sparse import count_attended
 
 Progress = Callable[[str], None]
 
@@ -66,8 +66,8 @@ class BenchOptions:
 class BenchResult:
     """Rates are tokens a second, None where not measured; bytes are those that decoding one token reads.
 
-    blocks_selected, blocks_total, attended_share: of the token in the middle of decoding, or the prompt's last where nothing is
-    decoded: the blocks of 64 tokens that it attends to, those that there are, and the share of tokens.
+    blocks_selected, blocks_total, attended_share: of the tokens that are decoded, or the prompt's where none are: means of the blocks of
+    64 tokens that they attend to and of those that there are, and the share of tokens.
 
     memory_gb_per_second, bandwidth_share: of this machine's memory, None where the executor runs on another device.
     raw: the samples behind the medians. recipe: what is needed to run it again.
@@ -87,8 +87,8 @@ class BenchResult:
     decode_tokens_per_second: float | None
     weight_bytes_per_token: int
     kv_bytes_per_token: int
-    blocks_selected: int
-    blocks_total: int
+    blocks_selected: float
+    blocks_total: float
     attended_share: float
     read_gb_per_second: float | None
     memory_gb_per_second: float | None
@@ -136,7 +136,9 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
     samples = measure(subject, load.executor, loaded_with, options=options, progress=progress)
     progress("measuring the memory")
     memory_rate = memory_bandwidth(executor_options.threads) if executor_options.device == "cpu" else None
-    attended = attended_by(executor_options, options.context + options.decode // 2 if options.decode else options.prefill)
+    first, count = (options.context, options.decode) if options.decode else (0, options.prefill)
+    attended = count_attended(executor_options.sparse, np.arange(first, first + count))
+    blocks_selected, blocks_total = attended.mean_blocks
     kv_bytes = cache_bytes_read(subject.config, load.executor, options=executor_options, num_tokens=options.context + options.decode // 2)
     decode_rate = 1 / median(samples.decode) if samples.decode else None
     read_rate = decode_rate * (samples.weight_bytes + kv_bytes) / 1e9 if decode_rate else None
@@ -155,8 +157,8 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         decode_tokens_per_second=decode_rate,
         weight_bytes_per_token=samples.weight_bytes,
         kv_bytes_per_token=kv_bytes,
-        blocks_selected=attended.blocks_selected,
-        blocks_total=attended.blocks_total,
+        blocks_selected=blocks_selected,
+        blocks_total=blocks_total,
         attended_share=attended.share,
         read_gb_per_second=read_rate,
         memory_gb_per_second=memory_rate / 1e9 if memory_rate else None,
@@ -168,14 +170,10 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
     )
 
 
-def attended_by(options: ExecutorOptions, num_tokens: int) -> Attended:
-    """What the last of so many tokens attends to."""
-    return count_attended(options.sparse, np.arange(max(0, num_tokens - 1), num_tokens))
-
-
 def cache_bytes_read(config: ModelConfig, executor: str, *, options: ExecutorOptions, num_tokens: int) -> int:
     """Bytes of the cache that computing the last of so many tokens reads: what it attends to, and the kernels that it chooses by."""
-    attended, sparse = attended_by(options, num_tokens), options.sparse
+    sparse = options.sparse
+    attended = count_attended(sparse, np.arange(max(0, num_tokens - 1), num_tokens))
     kernel_bytes = 0
     if sparse is not None and num_tokens > sparse.dense_len:
         kernel_bytes = kernel_bytes_per_page(config, sparse, executor=executor, kv_format=options.kv_format) * (num_tokens // PAGE_TOKENS)

@@ -24,8 +24,8 @@ class Completion:
     logprobs: one for each token, None unless asked for. finish_reason: "stop", "length", "cancelled" for a stream that was
     closed, or "error" for one of several answers in which the model computed what is not a number.
     time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first token;
-    decode_seconds: from the first to the last. blocks_selected, blocks_total, attended_share: of the row that chose the newest token:
-    blocks of 64 tokens that it attended to, those that there were, and the share of tokens.
+    decode_seconds: from the first to the last. blocks_selected, blocks_total, attended_share: of the rows that chose the tokens: means of
+    the blocks of 64 tokens that they attended to and of those that there were, and the share of tokens.
     """
 
     text: str
@@ -36,8 +36,8 @@ class Completion:
     time_to_first_token: float
     prefill_seconds: float
     decode_seconds: float
-    blocks_selected: int
-    blocks_total: int
+    blocks_selected: float
+    blocks_total: float
     attended_share: float
 
 
@@ -81,8 +81,8 @@ class Answer:
     def completion(self) -> Completion:
         """The answer so far, which is the whole one once there is a finish_reason."""
         t = self._times
-        newest_row = self._prompt_tokens + max(1, len(self._token_ids)) - 2
-        attended = count_attended(self._sparse, np.array([newest_row]))
+        attended = count_attended(self._sparse, self._prompt_tokens - 1 + np.arange(max(1, len(self._token_ids))))
+        blocks_selected, blocks_total = attended.mean_blocks
         first, newest = t.first_token or t.added, t.newest_token or t.added
         return Completion(
             text="".join(self._pieces),
@@ -93,8 +93,8 @@ class Answer:
             time_to_first_token=first - t.added,
             prefill_seconds=first - (t.started or t.added),
             decode_seconds=newest - first,
-            blocks_selected=attended.blocks_selected,
-            blocks_total=attended.blocks_total,
+            blocks_selected=blocks_selected,
+            blocks_total=blocks_total,
             attended_share=attended.share,
         )
 

@@ -73,7 +73,7 @@ class NeedleOptions:
 
 @dataclass(frozen=True)
 class CellScore:
-    """score: the mean share of answers that were found, in percent. attended_share: mean, of the rows that chose the last tokens."""
+    """score: the mean share of answers that were found, in percent. attended_share: mean, of the rows that chose the tokens."""
 
     task: str
     length: int

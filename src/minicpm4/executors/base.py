@@ -64,8 +64,8 @@ class ExecutorOptions:
 class Capabilities:
     """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
 
-    has_coarse_lse: whether it runs InfLLM v2 with that shortcut too. kernel_format: how it keeps compressed keys beside their
-    pages, one of quant.KV_FORMATS or AS_CACHE; None where it makes them anew, or not at all.
+    kernel_format: how it keeps compressed keys beside their pages, one of quant.KV_FORMATS or AS_CACHE; None where it makes them anew,
+    or not at all.
     """
 
     weight_formats: frozenset[str]
@@ -74,14 +74,9 @@ class Capabilities:
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
     keeps_packed: bool = False
-    has_coarse_lse: bool = False
     kernel_format: str | None = None
 
     def check(self, name: str, weight_formats: Iterable[str], options: ExecutorOptions) -> None:
-        if options.sparse is not None and options.sparse.has_coarse_lse and not self.has_coarse_lse:
-            raise UnsupportedError(
-                f"executor {name} scores all kernels exactly", hint="leave out --coarse-lse (coarse_lse, has_coarse_lse)"
-            )
         asked: list[tuple[str, Set[str | None], Set[str | None]]] = [
             ("weight formats", set(weight_formats), self.weight_formats),
             ("KV formats", {options.kv_format}, self.kv_formats),

@@ -56,7 +56,7 @@ class SparseConfig:
     topk: blocks beside the window: the init_blocks, which count here, and the best topk - init_blocks of those between.
     dense_len: a row that sees at most so many tokens, its own among them, attends to all of them; 0 and -1: no row does.
     has_coarse_lse: whether scores are normalized by a logarithm of summed exponentials over coarser kernels (four times the size and
-    stride) instead of their own: a quarter of one pass's work, another order where it is close. False is exact.
+    stride) instead of their own: a quarter of the work where that is a pass of its own, another order where it is close. False is exact.
     """
 
     kernel_size: int = 32

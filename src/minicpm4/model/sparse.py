@@ -145,13 +145,19 @@ def num_blocks(sparse: SparseConfig, positions_T: np.ndarray) -> np.ndarray:
 class Attended:
     """What rows attend to, added up: the same for every layer and head, a matter of positions alone.
 
-    blocks_selected of blocks_total; tokens_attended of tokens_visible, those at or before each row.
+    blocks_selected of blocks_total; tokens_attended of tokens_visible, those at or before each row. num_rows: how many were added up.
     """
 
     blocks_selected: int
     blocks_total: int
     tokens_attended: int
     tokens_visible: int
+    num_rows: int
+
+    @property
+    def mean_blocks(self) -> tuple[float, float]:
+        """Blocks selected and in total, of the mean row; zeros for no rows."""
+        return self.blocks_selected / max(1, self.num_rows), self.blocks_total / max(1, self.num_rows)
 
     @property
     def share(self) -> float:
@@ -167,4 +173,4 @@ def count_attended(sparse: SparseConfig | None, positions_T: np.ndarray) -> Atte
     chosen_T = total_T if sparse is None else num_blocks(sparse, positions_T)
     left_out = (total_T - chosen_T).sum() * rule.block_size  # whole blocks: a row's own, which may be partly filled, is always there
     visible = (positions_T + 1).sum()
-    return Attended(int(chosen_T.sum()), int(total_T.sum()), int(visible - left_out), int(visible))
+    return Attended(int(chosen_T.sum()), int(total_T.sum()), int(visible - left_out), int(visible), len(positions_T))

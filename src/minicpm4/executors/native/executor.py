@@ -75,6 +75,7 @@ def native_rule(sparse: SparseConfig) -> _native.SparseRule:
         local_blocks=sparse.num_local_blocks,
         best_blocks=sparse.num_best_blocks,
         dense_len=sparse.dense_len,
+        has_coarse_lse=sparse.has_coarse_lse,
     )
 
 
@@ -213,6 +214,11 @@ class NativeExecutor:
         )
         self.peaks = Peaks(self._program.task_columns, self._program.peaks(len(logits)))
         return logits
+
+    def chosen_blocks(self) -> np.ndarray:
+        """What the newest step's sparse rows chose in the last layer: blocks, ascending, int32 [sparse rows, kv heads, max_blocks]; -1
+        where there were fewer. For looking at; nothing else depends on it."""
+        return self._program.chosen_blocks()
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)

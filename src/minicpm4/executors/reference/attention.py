@@ -1,4 +1,4 @@
-"""Attention in numpy: dense in one line a formula, sparse one row at a time, as `model.sparse` and the paper say it."""
+"""Attention in numpy, one row at a time: dense, and sparse as `model.sparse` and the paper say it."""
 
 # T rows, L tokens of the sequence, C chosen tokens, G kv heads, J query heads of a kv head, D head dim
 
@@ -24,10 +24,19 @@ def attend_mixed(
 
 
 def attend_dense(q_TGJD: np.ndarray, k_LGD: np.ndarray, v_LGD: np.ndarray, *, positions_T: np.ndarray) -> np.ndarray:
-    """softmax(q k / sqrt(D)) v over the tokens at or before each query's position."""
-    scores_GJTL = np.einsum("tgjd,lgd->gjtl", q_TGJD, k_LGD, optimize=True) / np.float32(np.sqrt(q_TGJD.shape[-1]))
-    scores_GJTL[..., np.arange(len(k_LGD))[None, :] > positions_T[:, None]] = -np.inf
-    return np.einsum("gjtl,lgd->tgjd", softmax(scores_GJTL), v_LGD, optimize=True)
+    """softmax(q k / sqrt(D)) v over the tokens at or before each query's position; a row at a time, so that later ones are not touched."""
+    out_TGJD = np.empty_like(q_TGJD)
+    for row, position in enumerate(positions_T.tolist()):
+        k_GLD, v_GLD = (x_LGD[: position + 1].transpose(1, 0, 2) for x_LGD in (k_LGD, v_LGD))
+        out_TGJD[row] = attend_tokens(q_TGJD[row], k_GLD, v_GLD)
+    return out_TGJD
+
+
+def attend_tokens(q_JD: np.ndarray, k_CD: np.ndarray, v_CD: np.ndarray) -> np.ndarray:
+    """softmax(q k / sqrt(D)) v; for several kv heads at once, their axis comes first."""
+    scores_JC = q_JD @ k_CD.swapaxes(-1, -2) / np.float32(np.sqrt(q_JD.shape[-1]))
+    out_JD: np.ndarray = softmax(scores_JC) @ v_CD
+    return out_JD
 
 
 def attend_sparse(
@@ -44,8 +53,7 @@ def attend_sparse(
         for group, blocks in enumerate(blocks_GC):
             tokens_C = (blocks[:, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).ravel()
             tokens_C = tokens_C[tokens_C <= position]
-            scores_JC = q_TGJD[row, group] @ k_LGD[tokens_C, group].T / np.float32(np.sqrt(q_TGJD.shape[-1]))
-            out_TGJD[row, group] = softmax(scores_JC) @ v_LGD[tokens_C, group]
+            out_TGJD[row, group] = attend_tokens(q_TGJD[row, group], k_LGD[tokens_C, group], v_LGD[tokens_C, group])
     return out_TGJD
 
 

@@ -17,7 +17,6 @@ CAPABILITIES = Capabilities(
     kv_formats=frozenset(KV_FORMATS),
     activations=frozenset(("int8", "int16", "f32")),
     devices=frozenset(("cpu",)),
-    has_coarse_lse=True,
 )
 
 

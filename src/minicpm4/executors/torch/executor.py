@@ -22,7 +22,6 @@ CAPABILITIES = Capabilities(
     kv_formats=frozenset(("f32", "f16", "bf16")),
     activations=frozenset(("f32",)),
     devices=frozenset(("cpu", "cuda")),
-    has_coarse_lse=True,
     kernel_format="f32",
 )
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

@@ -152,10 +152,18 @@ class TorchOps:
         return torch.cat((old_LGD, new_TK.unflatten(-1, (-1, self.config.head_dim))))
 
     def attend_dense(self, q_THD: Tensor, k_LGD: Tensor, v_LGD: Tensor, *, positions_T: Tensor) -> Tensor:
+        """A mask does not hide a number that is none, since 0 times NaN is NaN: tokens with one count as zeros, and rows that see one
+        as NaN. A single row, the last, sees all that there is."""
         mask_TL = torch.arange(len(k_LGD), device=q_THD.device) <= positions_T[:, None]
+        is_broken_L = None
+        if len(q_THD) > 1:
+            is_broken_L = ~(k_LGD.isfinite() & v_LGD.isfinite()).flatten(1).all(dim=1)
+            k_LGD, v_LGD = (x_LGD.masked_fill(is_broken_L[:, None, None], 0) for x_LGD in (k_LGD, v_LGD))
         q, k, v = (x.transpose(0, 1)[None] for x in (q_THD, k_LGD, v_LGD))
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_TL, enable_gqa=True)
-        return out[0].transpose(0, 1).flatten(1)
+        out_TK = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_TL, enable_gqa=True)[0].transpose(0, 1).flatten(1)
+        if is_broken_L is None:
+            return out_TK
+        return out_TK.masked_fill((is_broken_L.cumsum(0) > 0)[positions_T, None], torch.nan)
 
     def swiglu(self, gate_TK: Tensor, up_TK: Tensor) -> Tensor:
         return functional.silu(gate_TK) * up_TK

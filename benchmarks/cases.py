@@ -15,8 +15,8 @@ class Case:
     """A model and the work done with it.
 
     name: as shown. source: "default", a .gguf file, or a shape for random weights: 0.5B, 8B, a config.json. format: of the
-    random weights, or what a file is requantized to; None for the file as it is. prefill, decode, context, streams, threads,
-    repeats: as in `engines.work.Work`. rounds: how often each engine is started. target: how many times llama.cpp's rate is
+    random weights, or what a file is requantized to; None for the file as it is. prefill, before, decode, context, streams, threads,
+    repeats, attention: as in `engines.work.Work`. rounds: how often each engine is started. target: how many times llama.cpp's rate is
     wanted; of a case that measures one thing only.
     """
 
@@ -24,16 +24,18 @@ class Case:
     source: str
     format: str | None = None
     prefill: int = 0
+    before: int = 0
     decode: int = 0
     context: int = 0
     streams: int = 1
     threads: int = 2
     repeats: int = 2
+    attention: str = "dense"
     rounds: int = 3
     target: float | None = None
 
     def __post_init__(self) -> None:
-        for field in ("prefill", "decode", "context"):
+        for field in ("prefill", "before", "decode", "context"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"case {self.name}: {field} is {getattr(self, field)}, expected 0 or more", hint="correct the case")
         for field in ("streams", "threads", "repeats", "rounds"):
@@ -41,6 +43,10 @@ class Case:
                 raise ConfigError(f"case {self.name}: {field} is {getattr(self, field)}, expected 1 or more", hint="correct the case")
         if not self.prefill and not self.decode:
             raise ConfigError(f"case {self.name} measures nothing", hint="give it prefill or decode")
+        if self.attention not in ("dense", "sparse"):
+            raise ConfigError(f"case {self.name}: attention is {self.attention!r}, expected dense or sparse", hint="correct the case")
+        if self.before and not self.prefill:
+            raise ConfigError(f"case {self.name} has tokens before a prompt and no prompt", hint="give it prefill, or context instead")
         if self.target is not None and self.prefill and self.decode:
             raise ConfigError(f"case {self.name} has a target for both prefill and decode", hint="make two cases of it")
 
@@ -80,8 +86,21 @@ GOALS = (
     prefill_case("4096, 0.5B Q4_0", "0.5B", "q4_0", target=4.0, prefill=4096, rounds=2),
     decode_case("8 streams, 0.5B Q4_0", "0.5B", "q4_0", target=2.0, streams=8, decode=16),
 )
+# How decoding, and the newest 512 tokens of a prompt, slow down with the context; up to 131072 tokens with these.
+DEPTHS = {"4K": 4096, "8K": 8192, "16K": 16384, "32K": 32768, "64K": 65536, "128K": 130560}
+
+
+def long_cases(attention: str) -> tuple[Case, ...]:
+    shared = Case(name="", source="0.5B", format="q4_0", decode=8, attention=attention, rounds=2)
+    decode = (replace(shared, name=f"decode at {name}, {attention}", context=depth) for name, depth in DEPTHS.items())
+    after = ((f"512 after {name}, {attention}", depth) for name, depth in {"0": 0, **DEPTHS}.items())
+    prefill = (replace(shared, name=name, prefill=512, before=depth, decode=0, repeats=1) for name, depth in after)
+    return (*decode, *prefill)
+
+
 SETS: dict[str, tuple[Case, ...]] = {
     "quick": QUICK,
+    "long": (*long_cases("sparse"), *long_cases("dense")),
     "issue": tuple(replace(case, threads=threads) for threads in (2, 1) for case in GOALS),
 }
 

@@ -130,6 +130,7 @@ def measure_once(plan: Plan, case: Case, engine: Engine, *, round_number: int, m
     work = Work(
         model=str(model),
         prefill=case.prefill,
+        before=case.before,
         decode=case.decode,
         context=case.context,
         streams=case.streams,
@@ -137,6 +138,7 @@ def measure_once(plan: Plan, case: Case, engine: Engine, *, round_number: int, m
         repeats=case.repeats,
         seed=plan.seed,
         activations=plan.activations,
+        attention=case.attention,
         states=str(plan.models / "states"),
     )
     peaks = measure_peaks(case.threads)

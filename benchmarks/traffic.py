@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.cases import Case
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.executors import kv_bytes_per_token
+from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import EMBEDDING, HEAD
 
 KV_FORMAT = "f16"  # of all engines that are compared
@@ -34,7 +35,11 @@ def traffic_of(path: Path, case: Case) -> Traffic:
     head = matrices[EMBEDDING if config.has_tied_head else HEAD]
     projections = [info for name, info in matrices.items() if name not in (EMBEDDING, HEAD)]
     weight_bytes = head.nbytes + sum(info.nbytes for info in projections)
-    cache_bytes = kv_bytes_per_token(config, KV_FORMAT) * (case.context + case.decode / 2)
+    seen = case.context + case.decode / 2
+    sparse = config.sparse or SparseConfig()
+    if case.attention == "sparse" and seen > sparse.dense_len:
+        seen = min(seen, sparse.max_blocks * sparse.block_size)
+    cache_bytes = kv_bytes_per_token(config, KV_FORMAT) * seen
     return Traffic(
         file_bytes=path.stat().st_size,
         bytes_per_token=weight_bytes / case.streams + cache_bytes,

@@ -18,6 +18,8 @@ MAX_FILE_BYTES = 1 << 30  # the conversion holds all values as float32
 
 
 def measure(work: Work) -> Measured:
+    if work.before:
+        raise CannotDo("its times are of whole answers; no part of a prompt is measured")
     if Path(work.model).stat().st_size > MAX_FILE_BYTES:
         raise CannotDo("its conversion would take more memory than is sensible for a model of this size")
     folder = convert_once(work, convert, suffix="ctranslate2")

@@ -18,6 +18,7 @@ from benchmarks.engines.work import Work, measure_steps, run_program
 
 BATCH_TOKENS = 512
 CONTEXT_MULTIPLE = 256  # llama.cpp rounds a sequence's context up to it
+COMPUTED_TOKENS = 16384  # the most that a context is computed to; longer ones repeat what was
 
 
 class LlamaCpp:
@@ -43,11 +44,11 @@ class LlamaCpp:
         for stream in range(self.work.streams):
             llama_cpp.llama_memory_seq_rm(self.memory, stream, depth, -1)
 
-    def prefill(self, tokens: list[int]) -> None:
+    def prefill(self, tokens: list[int], position: int) -> None:
         for first in range(0, len(tokens), BATCH_TOKENS):
             chunk = tokens[first : first + BATCH_TOKENS]
             wanted = [first + index == len(tokens) - 1 for index in range(len(chunk))]
-            self.run(chunk, positions=range(first, first + len(chunk)), streams=[0] * len(chunk), wanted=wanted)
+            self.run(chunk, positions=range(position + first, position + first + len(chunk)), streams=[0] * len(chunk), wanted=wanted)
 
     def decode(self, tokens: list[int], position: int) -> None:
         count = len(tokens)
@@ -57,11 +58,13 @@ class LlamaCpp:
         """By computing a prompt in the first stream, or reading what an earlier run computed; the other streams get copies."""
         if not depth:
             return
-        path = self.state_path(depth)
-        if path is None or not self.read_state(path, depth):
-            self.compute_state(depth)
+        computed = min(depth, COMPUTED_TOKENS)
+        path = self.state_path(computed)
+        if path is None or not self.read_state(path, computed):
+            self.compute_state(computed)
             if path is not None:
-                self.write_state(path, depth)
+                self.write_state(path, computed)
+        self.repeat_state(computed, depth)
         for stream in range(1, self.work.streams):
             llama_cpp.llama_memory_seq_cp(self.memory, 0, stream, -1, -1)
 
@@ -86,8 +89,24 @@ class LlamaCpp:
         """With all cores, whatever is measured with: this is not timed, and takes minutes at 16 thousand tokens."""
         cores = os.cpu_count() or 1
         llama_cpp.llama_set_n_threads(self.context, cores, cores)
-        self.prefill(self.work.tokens(depth, vocab_size=self.vocab_size))
+        self.prefill(self.work.tokens(depth, vocab_size=self.vocab_size), 0)
         llama_cpp.llama_set_n_threads(self.context, self.work.threads, self.work.threads)
+
+    def repeat_state(self, have: int, depth: int) -> None:
+        """The first stream's tokens again and again, turned to later positions, until there are `depth`: to compute them takes hours."""
+        if have == depth:
+            return
+        spare = self.work.streams
+        size = llama_cpp.llama_state_seq_get_size(self.context, 0)
+        state = (ctypes.c_uint8 * size)()
+        llama_cpp.llama_state_seq_get_data(self.context, state, size, 0)
+        for first in range(have, depth, have):
+            if not llama_cpp.llama_state_seq_set_data(self.context, state, size, spare):
+                raise RuntimeError(f"llama.cpp has no room for {depth} tokens; lower the context")
+            llama_cpp.llama_memory_seq_add(self.memory, spare, -1, -1, first)
+            llama_cpp.llama_memory_seq_cp(self.memory, spare, 0, -1, -1)
+            llama_cpp.llama_memory_seq_rm(self.memory, spare, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self.memory, 0, depth, -1)
 
     def write_state(self, path: Path, depth: int) -> None:
         """Appears under its name when it is whole. A full disk costs the next run time, and is no error."""
@@ -119,8 +138,12 @@ def silence() -> None:
 
 def context_params(work: Work) -> llama_cpp.llama_context_params:
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = work.streams * -(-(work.sequence_tokens + 1) // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
-    params.n_seq_max = work.streams
+    tokens, is_repeated = work.sequence_tokens + 1, max(work.before, work.context) > COMPUTED_TOKENS
+    if is_repeated:  # see repeat_state: whole copies, of one sequence more, in one cache
+        tokens = -(-tokens // COMPUTED_TOKENS) * COMPUTED_TOKENS
+    params.n_ctx = work.streams * -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
+    params.n_seq_max = work.streams + is_repeated
+    params.kv_unified = is_repeated
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.n_threads = params.n_threads_batch = work.threads
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED

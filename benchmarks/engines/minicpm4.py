@@ -22,10 +22,11 @@ from minicpm4.model import PAGE_TOKENS, Step, pages_for
 
 
 class MiniCPM4:
-    """See `work.Engine`. Stream s owns pages s * P and up. Attention is dense, as that of the others."""
+    """See `work.Engine`. Stream s owns pages s * P and up."""
 
     def __init__(self, work: Work) -> None:
-        load = LoadOptions(model=work.model, offline=True, threads=work.threads, activations=work.activations, sparse=False)
+        is_sparse = work.attention == "sparse"
+        load = LoadOptions(model=work.model, offline=True, threads=work.threads, activations=work.activations, sparse=is_sparse)
         self.seed, self.stream_pages = work.seed, pages_for(work.sequence_tokens)
         self.num_pages = work.streams * self.stream_pages
         with checkpoint_subject(load) as subject:
@@ -48,10 +49,10 @@ class MiniCPM4:
     def rewind(self, depth: int) -> None:
         """Nothing to do: a step says itself how long its sequences are."""
 
-    def prefill(self, tokens: list[int]) -> None:
+    def prefill(self, tokens: list[int], position: int) -> None:
         for first in range(0, len(tokens), self.chunk_tokens):
             chunk = np.array([tokens[first : first + self.chunk_tokens]], np.int32)
-            self.executor.run(stream_step(chunk, start=first, stream_pages=self.stream_pages))
+            self.executor.run(stream_step(chunk, start=position + first, stream_pages=self.stream_pages))
 
     def fill(self, depth: int) -> None:
         if depth:

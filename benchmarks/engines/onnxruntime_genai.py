@@ -38,12 +38,12 @@ class OnnxRuntimeGenai:
     def rewind(self, depth: int) -> None:
         self.generator.rewind_to(depth)
 
-    def prefill(self, tokens: list[int]) -> None:
+    def prefill(self, tokens: list[int], position: int) -> None:
         self.generator.append_tokens(np.array([tokens], np.int32))
 
     def fill(self, depth: int) -> None:
         if depth:
-            self.prefill(self.work.tokens(depth, vocab_size=self.vocab_size))
+            self.prefill(self.work.tokens(depth, vocab_size=self.vocab_size), 0)
 
     def decode(self, tokens: list[int], position: int) -> None:
         self.generator.append_tokens(np.array([tokens], np.int32))

@@ -19,6 +19,8 @@ from benchmarks.engines.work import CannotDo, Measured, Work, peak_memory_mb, ru
 
 
 def measure(work: Work) -> Measured:
+    if work.before:
+        raise CannotDo("its times are of whole answers; no part of a prompt is measured")
     if work.streams > 1:
         raise CannotDo("its times are of single answers; no batch is measured")
     start = time.perf_counter()

@@ -23,13 +23,15 @@ WARM_TOKENS = 32  # of the prompt that goes before what is timed
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """model: a GGUF file. prefill: tokens of the prompt, from an empty cache; 0 for none. decode: tokens generated one by one
-    in each stream; 0 for none. context: tokens in each stream's cache before decoding. streams: sequences decoded together.
-    repeats: how often each is measured. seed: of the random tokens. activations: what minicpm4 multiplies quantized weights
-    with; other engines have their own. states: a folder where an engine that must compute its context may keep it."""
+    """model: a GGUF file. prefill: tokens of the prompt; 0 for none. before: tokens in the cache before the prompt. decode: tokens
+    generated one by one in each stream; 0 for none. context: tokens in each stream's cache before decoding. streams: sequences decoded
+    together. repeats: how often each is measured. seed: of the random tokens. activations: what minicpm4 multiplies quantized weights
+    with; other engines have their own. attention: of minicpm4, "dense" or "sparse"; others are dense. states: a folder where an engine
+    that must compute its context may keep it."""
 
     model: str
     prefill: int = 512
+    before: int = 0
     decode: int = 32
     context: int = 0
     streams: int = 1
@@ -37,12 +39,13 @@ class Work:
     repeats: int = 1
     seed: int = 0
     activations: str = "int8"
+    attention: str = "dense"
     states: str = ""
 
     @property
     def sequence_tokens(self) -> int:
         """The most tokens that a sequence holds at any time."""
-        return max(self.prefill, self.context + self.decode, 1)
+        return max(self.before + self.prefill, self.context + self.decode, 1)
 
     def tokens(self, count: int, *, vocab_size: int) -> list[int]:
         """The first so many random tokens; the same in every engine."""
@@ -77,8 +80,8 @@ class Engine(Protocol):
     def rewind(self, depth: int) -> None:
         """Every stream's cache holds its first `depth` tokens again."""
 
-    def prefill(self, tokens: list[int]) -> None:
-        """Runs a prompt in the first stream, whose cache is empty, up to the logits of its last token."""
+    def prefill(self, tokens: list[int], position: int) -> None:
+        """Runs a prompt in the first stream, whose cache holds so many tokens before it, up to the logits of its last token."""
 
     def fill(self, depth: int) -> None:
         """Every stream's empty cache gets `depth` tokens, by any means."""
@@ -94,7 +97,10 @@ def measure_steps(open_engine: Callable[[Work], Engine], work: Work) -> Measured
     load_seconds = time.perf_counter() - start
     engine.decode([0] * work.streams, 0)
     engine.rewind(0)
-    engine.prefill(work.tokens(min(WARM_TOKENS, work.sequence_tokens), vocab_size=engine.vocab_size))
+    engine.prefill(work.tokens(min(WARM_TOKENS, work.sequence_tokens), vocab_size=engine.vocab_size), 0)
+    if work.prefill and work.before:
+        engine.rewind(0)
+        engine.fill(work.before)
     prefill = [time_prefill(engine, work) for _ in range(work.repeats if work.prefill else 0)]
     if work.decode:
         engine.rewind(0)
@@ -107,9 +113,9 @@ def measure_steps(open_engine: Callable[[Work], Engine], work: Work) -> Measured
 
 def time_prefill(engine: Engine, work: Work) -> float:
     tokens = work.tokens(work.prefill, vocab_size=engine.vocab_size)
-    engine.rewind(0)
+    engine.rewind(work.before)
     start = time.perf_counter()
-    engine.prefill(tokens)
+    engine.prefill(tokens, work.before)
     return time.perf_counter() - start
 
 

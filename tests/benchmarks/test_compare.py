@@ -67,9 +67,11 @@ def test_cases_come_from_a_file(tmp_path: Path) -> None:
     [
         ({"prefill": 0, "decode": 0}, "case toy measures nothing; give it prefill or decode"),
         ({"context": -1}, "case toy: context is -1, expected 0 or more"),
+        ({"attention": "none"}, "case toy: attention is 'none', expected dense or sparse; correct the case"),
+        ({"prefill": 0, "before": 64}, "case toy has tokens before a prompt and no prompt"),
         ({"rounds": 0}, "case toy: rounds is 0, expected 1 or more"),
         ({"target": 2.0}, "case toy has a target for both prefill and decode; make two cases of it"),
-        ({"width": 2}, r"a case has unknown fields \['width'\] and lacks \[\]; the fields are context"),
+        ({"width": 2}, r"a case has unknown fields \['width'\] and lacks \[\]; the fields are attention"),
     ],
 )
 def test_cases_that_cannot_be(changes: dict[str, Any], message: str) -> None:

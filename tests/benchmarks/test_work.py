@@ -26,8 +26,8 @@ class Watched:
     def rewind(self, depth: int) -> None:
         self.calls.append(("rewind", depth))
 
-    def prefill(self, tokens: list[int]) -> None:
-        self.calls.append(("prefill", len(tokens)))
+    def prefill(self, tokens: list[int], position: int) -> None:
+        self.calls.append(("prefill", len(tokens), position))
 
     def fill(self, depth: int) -> None:
         self.calls.append(("fill", depth))
@@ -56,8 +56,8 @@ def test_a_model_is_converted_once(tmp_path: Path) -> None:
 
 def test_the_order_of_work() -> None:
     measured = measure_steps(Watched, Work(model="m", prefill=50, decode=2, context=7, streams=3, repeats=2))
-    warm = [("decode", 3, 0), ("rewind", 0), ("prefill", 32)]
-    prompts = [("rewind", 0), ("prefill", 50)] * 2
+    warm = [("decode", 3, 0), ("rewind", 0), ("prefill", 32, 0)]
+    prompts = [("rewind", 0), ("prefill", 50, 0)] * 2
     runs = [("rewind", 7), ("decode", 3, 7), ("decode", 3, 8)] * 2
     assert measured.details["calls"] == [*warm, *prompts, ("rewind", 0), ("fill", 7), *runs]
     assert len(measured.prefill_seconds) == len(measured.decode_seconds_per_token) == 2
@@ -107,6 +107,14 @@ def test_a_single_stream_is_a_single_step() -> None:
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
 
 
+def test_a_prompt_after_what_is_in_the_cache() -> None:
+    work = Work(model="m", prefill=50, before=128, decode=0, repeats=2)
+    assert work.sequence_tokens == 178
+    warm = [("decode", 1, 0), ("rewind", 0), ("prefill", 32, 0)]
+    prompts = [("rewind", 128), ("prefill", 50, 128)] * 2
+    assert measure_steps(Watched, work).details["calls"] == [*warm, ("rewind", 0), ("fill", 128), *prompts]
+
+
 def test_streams_keep_to_their_pages() -> None:
     step = stream_step(np.array([[1], [2], [3]], np.int32), start=65, stream_pages=2)
     assert step.slots_T.tolist() == [65, 2 * 64 + 65, 4 * 64 + 65]
@@ -125,9 +133,10 @@ def test_our_engine_does_the_work(tmp_path: Path) -> None:
     assert measured.peak_memory_mb > 10
 
 
-def test_our_engine_attends_densely_where_the_model_would_be_sparse(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+def test_our_engine_attends_as_it_is_asked_to(tmp_path: Path, attention: str) -> None:
     minicpm = TINY_JSON | {"architectures": ["MiniCPMForCausalLM"], "max_position_embeddings": 16384}
     (tmp_path / "config.json").write_text(json.dumps(minicpm))
     write_model(str(tmp_path / "config.json"), "q4_0", tmp_path / "model.gguf")
-    work = Work(model=str(tmp_path / "model.gguf"), decode=1, context=8300)
-    assert measure_steps(MiniCPM4, work).details["attention"] == "dense"
+    work = Work(model=str(tmp_path / "model.gguf"), prefill=70, before=8300, decode=1, context=8300, attention=attention)
+    assert measure_steps(MiniCPM4, work).details["attention"] == attention

@@ -86,6 +86,15 @@ void Program::store(int layer, const float* row, const int32_t* pages, int token
   if (options_.sparse.completes_kernel(token)) kernels_.compress(kv_layer(layer), kernel_layer(layer), pages, token, scratch_.front().as<float>());
 }
 
+void Program::copy_page(int source, int target) {
+  const size_t page_bytes = kv_layer(0).page_stride;
+  std::memcpy(kv_.as<uint8_t>() + page_bytes * target, kv_.as<uint8_t>() + page_bytes * source, page_bytes);
+  for (int layer = 0; layer < options_.num_layers && options_.sparse.is_on(); ++layer) {
+    const KernelLayer kernels = kernel_layer(layer);
+    for (int head = 0; head < options_.num_kv_heads; ++head) std::memcpy(kernels.page(target, head), kernels.page(source, head), kernels.head_bytes());
+  }
+}
+
 int Program::add_weight(std::shared_ptr<const Arena> arena, const Weight& weight) {
   if (kept_.empty() || kept_.back() != arena) kept_.push_back(std::move(arena));
   weights_.push_back(weight);

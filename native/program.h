@@ -87,6 +87,8 @@ class Program {
   // Writes a row of keys, which are its values too, to the place of a token of the sequence that has these pages; and the kernel that it
   // completes.
   void store(int layer, const float* row, const int32_t* pages, int token);
+  // All that is kept of a page, of every layer: keys, values, compressed keys.
+  void copy_page(int source, int target);
 
  private:
   struct Buffer {

@@ -214,6 +214,9 @@ class NativeExecutor:
         self.peaks = Peaks(self._program.task_columns, self._program.peaks(len(logits)))
         return logits
 
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        self._program.copy_pages(sources, targets)
+
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 

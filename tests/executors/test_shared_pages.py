@@ -4,6 +4,7 @@ Every sequence runs the steps that it would run alone, so that all executors add
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def toy(executor: str, rule: str, kv_format: str) -> Executor:
 def go_on(runner: Executor, tokens: list[int], start: int, pages: list[int]) -> np.ndarray:
     """Logits of a sequence's tokens from `start` on: most of them in one step, the last three one by one."""
     cuts = [start, len(tokens) - 3, len(tokens) - 2, len(tokens) - 1, len(tokens)]
-    steps = [plan_step([(tokens[a:b], a, pages)]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    steps = [plan_step([(tokens[a:b], a, pages)]) for a, b in pairwise(cuts)]
     return np.concatenate([runner.run(step).copy() for step in steps])
 
 
@@ -101,6 +102,10 @@ def test_copies_stand_for_their_pages(executor: str, kv_format: str, rule: str) 
 
 def test_native_refuses_pages_that_there_are_not() -> None:
     runner = toy("native", "dense", "f32")
-    for sources, targets, message in (([0], [16], "page to copy to is not in"), ([-1], [0], "page to copy is not in"), ([0, 1], [2], "one target")):
+    for sources, targets, message in (
+        ([0], [16], "page to copy to is not in"),
+        ([-1], [0], "page to copy is not in"),
+        ([0, 1], [2], "one target"),
+    ):
         with pytest.raises(ValueError, match=message):
             runner.copy_pages(np.array(sources, np.int32), np.array(targets, np.int32))

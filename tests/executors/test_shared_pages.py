@@ -22,9 +22,9 @@ RULES = {
     "coarse": SparseConfig(window_size=64, topk=2, dense_len=100, has_coarse_lse=True),
     "odd": SparseConfig(kernel_size=16, kernel_stride=8, window_size=64, topk=3, init_blocks=2, dense_len=-1),
 }
-FORMATS = {"native": ("f32", "f16", "bf16", "int8"), "torch": ("f32", "bf16"), "reference": ("f16", "int8")}
+FORMATS = {"native": ("f32", "f16", "bf16", "int8"), "torch": ("bf16",), "reference": ("int8",)}
 CASES = [(executor, kv_format, rule) for executor, formats in FORMATS.items() for kv_format in formats for rule in RULES]
-CASES = [case for case in CASES if case[0] != "reference" or case[2] in ("dense", "tiny")]  # it keeps no kernels, and takes its time
+CASES = [pytest.param(*case, id="-".join(case)) for case in CASES if case[0] != "reference" or case[2] == "tiny"]  # it keeps no kernels
 POISON = 96  # its embedding is NaN, and so are its keys and values
 PAGES = [3, 9, 5, 12, 0, 7, 1, 11]
 
@@ -56,8 +56,8 @@ def alone(runner: Executor, tokens: list[int], start: int) -> np.ndarray:
     return go_on(runner, tokens, start, PAGES)
 
 
-@pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES, ids="-".join)
-@pytest.mark.parametrize("shared", [128, 143, 191], ids=lambda n: f"of-{n}")
+@pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES)
+@pytest.mark.parametrize("shared", [128, 143], ids=lambda n: f"of-{n}")
 def test_sequences_that_part_are_each_as_alone(executor: str, kv_format: str, rule: str, shared: int) -> None:
     """The prefix ends with a page, before and after a kernel is complete; kernels that cross its end differ for the two."""
     first, second = ([*prompt(shared, seed=0), *prompt(80, seed=seed)] for seed in (1, 2))
@@ -73,7 +73,7 @@ def test_sequences_that_part_are_each_as_alone(executor: str, kv_format: str, ru
         np.testing.assert_array_equal(logits, expected)
 
 
-@pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES, ids="-".join)
+@pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES)
 def test_what_is_written_after_parting_is_seen_by_nobody_else(executor: str, kv_format: str, rule: str) -> None:
     """One sequence goes on with NaN on the page that was copied from, or on the copy; the other does not notice."""
     tokens = [*prompt(143, seed=0), *prompt(80, seed=1)]
@@ -87,7 +87,7 @@ def test_what_is_written_after_parting_is_seen_by_nobody_else(executor: str, kv_
         np.testing.assert_array_equal(go_on(runner, tokens, 143, [3, 9, good_page, 12]), wanted)
 
 
-@pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES, ids="-".join)
+@pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES)
 def test_copies_stand_for_their_pages(executor: str, kv_format: str, rule: str) -> None:
     """All pages of a sequence copied at once, the old ones then filled with something else."""
     tokens = prompt(300, seed=3)

@@ -193,6 +193,16 @@ void randomize(Program& program, const Ints& pages, uint64_t seed) {
   }
 }
 
+void copy_pages(Program& program, const Ints& sources, const Ints& targets) {
+  const int count = static_cast<int>(sources.size()), num_pages = program.options().num_pages;
+  require(targets.size() == sources.size(), "one target a source");
+  require_range(sources.data(), count, num_pages, "a page to copy is not in the cache");
+  require_range(targets.data(), count, num_pages, "a page to copy to is not in the cache");
+  const nb::gil_scoped_release unlocked;
+  for (int i = 0; i < count; ++i)
+    if (sources.data()[i] != targets.data()[i]) program.copy_page(sources.data()[i], targets.data()[i]);
+}
+
 // Bytes a second of reading `bytes` of memory from end to end with the whole team; the best of `repeats`.
 double read_bandwidth(const std::string& isa, Team& team, size_t bytes, int repeats) {
   const Kernels& kernels = kernels_named(isa);
@@ -307,5 +317,6 @@ NB_MODULE(_native, m) {
       .def("chosen_blocks", &chosen_blocks_of)
       .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
            nb::arg("wanted"), nb::arg("vocabulary"))
+      .def("copy_pages", &copy_pages, nb::arg("sources"), nb::arg("targets"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));
 }

@@ -98,6 +98,16 @@ void Program::store(int layer, const float* row, const int32_t* pages, int token
     if (options_.sparse.completes(is_coarse, token)) kernels_.compress(kv_layer(layer), sparse_layer(layer).kernels(is_coarse), pages, token, scratch_.front().as<float>());
 }
 
+void Program::copy_page(int source, int target) {
+  const size_t page_bytes = kv_layer(0).page_stride;
+  std::memcpy(kv_.as<uint8_t>() + page_bytes * target, kv_.as<uint8_t>() + page_bytes * source, page_bytes);
+  for (int layer = 0; layer < options_.num_layers && options_.sparse.is_on(); ++layer) {
+    const SparseLayer sparse = sparse_layer(layer);
+    for (const KernelLayer& kernels : {sparse.fine, sparse.coarse})
+      for (int head = 0; head < options_.num_kv_heads && kernels.data; ++head) std::memcpy(kernels.page(target, head), kernels.page(source, head), kernels.head_bytes());
+  }
+}
+
 int Program::add_weight(std::shared_ptr<const Arena> arena, const Weight& weight) {
   if (kept_.empty() || kept_.back() != arena) kept_.push_back(std::move(arena));
   weights_.push_back(weight);

@@ -91,6 +91,8 @@ class Program {
   // Of the newest step's sparse rows, in their order: the blocks that a kv head of the last layer has chosen, ascending.
   int num_sparse_rows() const { return num_sparse_rows_; }
   std::span<const int32_t> chosen_blocks(int sparse_row, int kv_head) const;
+  // All that is kept of a page, of every layer: keys, values, compressed keys.
+  void copy_page(int source, int target);
 
  private:
   struct Buffer {

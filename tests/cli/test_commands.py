@@ -17,6 +17,9 @@ import pytest
 
 from minicpm4.cli import app
 from minicpm4.cli.grouped import grouped
+from minicpm4.cli.options import load_options
+from minicpm4.engine import LoadOptions
+from minicpm4.evaluate.recipe import load_words
 from minicpm4.hardware import child_environment
 from tests.checkpoint.checkpoint_files import TINY_JSON
 
@@ -146,6 +149,12 @@ def test_sparse_attention_by_flags_is_said_in_the_line_after_the_answer(default_
     assert "attend" not in notes
 
 
+def test_nothing_is_known_from_before_where_that_was_asked_for():
+    assert load_options().prefix_cache
+    assert not load_options(prefix_cache=False).prefix_cache
+    assert load_words(LoadOptions(prefix_cache=False, dense_len=5)) == ["--dense-len", "5", "--no-prefix-cache"]
+
+
 def test_stop_texts_by_environment_are_lines(default_gguf):
     common = ("generate", "-p", "The capital of France is", "-n", "12", "-c", "64", "--json")
     whole = json.loads(run(*common)[1])["text"]
@@ -266,7 +275,7 @@ def test_a_conversation(default_gguf):
     terminal.type("Tell me a very long story about a dragon and a knight.\n")
     terminal.wait_for(" the ")
     os.kill(terminal.child, signal.SIGINT)  # ends the answer, not the program
-    terminal.wait_for("answer tokens")
+    assert "(64 known from before)" in terminal.wait_for("answer tokens")
     terminal.wait_for("> ")
     for command, reply in (
         ("/reset", "is forgotten"),

@@ -23,7 +23,7 @@ def engine_of(executor, *, num_pages=16, eos_ids=(), context_length=512):
 
 
 def answers(engine, prompts, params):
-    requests = [engine.add(prompt, params) for prompt in prompts]
+    requests = [engine.add(prompt, params)[0] for prompt in prompts]
     tokens, reasons = {request: [] for request in requests}, {}
     while engine.scheduler.has_work:
         for event in engine.step():
@@ -63,7 +63,7 @@ def test_endings(executor):
 
 def test_a_cancelled_request_frees_its_pages(executor):
     engine = engine_of(executor)
-    kept, gone = engine.add(PROMPTS[1], SamplingParams(max_tokens=5)), engine.add(PROMPTS[0], SamplingParams(max_tokens=50))
+    [kept], [gone] = engine.add(PROMPTS[1], SamplingParams(max_tokens=5)), engine.add(PROMPTS[0], SamplingParams(max_tokens=50))
     seen = set()
     for _ in range(4):
         seen |= {event.request for event in engine.step()}
@@ -100,14 +100,14 @@ def test_an_interrupted_step_is_computed_again(executor):
     params = SamplingParams(max_tokens=8, temperature=1.0, seed=2, frequency_penalty=1.0)
     undisturbed, _ = answers(engine_of(executor), PROMPTS[:3], params)
     engine = engine_of(executor)
-    requests = [engine.add(prompt, params) for prompt in PROMPTS[:3]]
+    requests = [engine.add(prompt, params)[0] for prompt in PROMPTS[:3]]
     events = [event for _ in range(4) for event in engine.step()]
     victim = engine._running[requests[2]]
     victim.sampler, sampler = Interrupted(), victim.sampler
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     victim.sampler = sampler
-    late = engine.add(PROMPTS[3], params)
+    [late] = engine.add(PROMPTS[3], params)
     while engine.scheduler.has_work:
         events += engine.step()
     assert [[e.token for e in events if e.request == request] for request in requests] == undisturbed

@@ -67,6 +67,32 @@ def test_the_same_seed_gives_the_same_text(llm):
     assert first == second != other
 
 
+def test_samples_are_what_their_seeds_give_alone(llm):
+    params = SamplingParams(max_tokens=12, temperature=1.2, seed=1, n=3)
+    several = llm.generate(["Once upon a time", "Water"], params)
+    for prompt, completion in zip(("Once upon a time", "Water"), several, strict=True):
+        assert [sample.text for sample in completion.samples] == [llm.generate(prompt, one).text for one in params.samples]
+        assert len({completion.text, *(other.text for other in completion.others)}) == 3
+        assert completion.samples[0].others == ()
+    assert len(llm.chat(QUESTION, GREEDY.replace(n=2)).samples) == 2
+    with pytest.raises(
+        RequestError, match=r"a stream is one answer, n is 3; use generate or chat, or a stream for each of params\.samples"
+    ):
+        llm.stream("Once", params)
+
+
+def test_what_was_computed_is_known_to_the_next_turn(default_gguf, llm):
+    long = [{"role": "system", "content": "You answer questions about geography. " * 20}, *QUESTION]
+    with LLM(str(default_gguf), context_length=1024, prefix_cache=False) as forgetful:
+        cold = [forgetful.chat(long, GREEDY) for _ in range(2)]
+    first, second = (llm.chat(long, GREEDY) for _ in range(2))
+    assert [c.reused_tokens for c in (*cold, first)] == [0, 0, 0]
+    assert second.reused_tokens == 64 * ((second.prompt_tokens - 1) // 64) > 64
+    assert {c.text for c in (*cold, first, second)} == {first.text}
+    turn = [*long, {"role": "assistant", "content": first.text}, {"role": "user", "content": "And of Italy?"}]
+    assert llm.chat(turn, GREEDY).reused_tokens >= second.reused_tokens
+
+
 def test_a_stream_is_the_completion_in_pieces_and_can_be_closed(llm):
     whole = llm.chat(QUESTION, GREEDY)
     stream = llm.stream(QUESTION, GREEDY)

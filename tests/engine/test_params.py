@@ -13,7 +13,7 @@ from minicpm4 import RequestError, SamplingParams
         ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", "warm"),
         ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 2),
         ("seed", -1), ("seed", 1 << 64), ("repetition_penalty", 0), ("presence_penalty", 1e308), ("frequency_penalty", float("nan")),
-        ("logprobs", 65), ("logprobs", -1), ("logit_bias", {-1: 0.0}), ("logit_bias", {3: float("inf")}),
+        ("n", 0), ("n", 129), ("n", 1.0), ("logprobs", 65), ("logprobs", -1), ("logit_bias", {-1: 0.0}), ("logit_bias", {3: float("inf")}),
         ("stop", ("",)), ("stop", ("x" * 5000,)), ("stop", ("a",) * 65), ("stop", (3,)), ("stop_token_ids", (-1,)),
         ("stop", 5), ("stop", None), ("stop_token_ids", 5), ("logit_bias", [1]), ("logit_bias", None),
         ("max_tokens", np.float32(2)), ("top_k", np.True_), ("temperature", np.float64("nan")), ("seed", np.int64(-1)),
@@ -31,6 +31,13 @@ def test_accepts_the_edges():
     assert params.replace(seed=None).seed is None
     with pytest.raises(TypeError):
         params.replace(warmth=1)
+
+
+def test_each_sample_can_be_asked_for_alone():
+    params = SamplingParams(n=3, seed=(1 << 64) - 2, temperature=0.5)
+    assert [(one.n, one.seed, one.temperature) for one in params.samples] == [(1, (1 << 64) - 2, 0.5), (1, (1 << 64) - 1, 0.5), (1, 0, 0.5)]
+    assert [one.seed for one in SamplingParams(n=2).samples] == [None, None]
+    assert SamplingParams(seed=np.uint64((1 << 64) - 1), n=2).samples[1].seed == 0
 
 
 def test_accepts_the_numbers_of_numpy():

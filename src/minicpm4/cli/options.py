@@ -50,6 +50,9 @@ DenseLen = Annotated[int | None, option("--dense-len", help="Attention is dense 
 CoarseLse = Annotated[
     bool | None, option("--coarse-lse/--exact-lse", help="Score blocks with the coarse shortcut of InfLLM v2; exact by default.")
 ]
+PrefixCache = Annotated[
+    bool, option("--prefix-cache/--no-prefix-cache", help="Keep what was computed of a text for others that begin alike; on by default.")
+]
 AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of text.")]
 
 Prompt = Annotated[str | None, option("-p", "--prompt", help="The text; '-' reads standard input.", metavar="TEXT")]
@@ -88,6 +91,7 @@ def load_options(
     window: Window = None,
     dense_len: DenseLen = None,
     coarse_lse: CoarseLse = None,
+    prefix_cache: PrefixCache = True,
 ) -> LoadOptions:
     """The group of options that say what is loaded and how it runs."""
     return LoadOptions(
@@ -107,6 +111,7 @@ def load_options(
         window=window,
         dense_len=dense_len,
         coarse_lse=coarse_lse,
+        prefix_cache=prefix_cache,
     )
 
 

@@ -106,12 +106,13 @@ def stage_line() -> Iterator[Callable[[str], None]]:
 
 def summary(completion: Completion, choices: tuple[Choice, ...]) -> str:
     """The dim line after an answer: tokens, times, rates, and what ran it and why."""
+    reused = f" ({completion.reused_tokens} known from before)" if completion.reused_tokens else ""
     rates = [
-        f"{completion.prompt_tokens} prompt + {len(completion.token_ids)} answer tokens",
+        f"{completion.prompt_tokens} prompt{reused} + {len(completion.token_ids)} answer tokens",
         f"first token {completion.time_to_first_token:.2f} s",
     ]
     for name, tokens, seconds in (
-        ("prefill", completion.prompt_tokens, completion.prefill_seconds),
+        ("prefill", completion.prompt_tokens - completion.reused_tokens, completion.prefill_seconds),
         ("decode", len(completion.token_ids) - 1, completion.decode_seconds),
     ):
         if tokens > 0 and seconds > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,9 +23,11 @@ class Completion:
     token_ids: all tokens that were chosen for it, without the one that ended it; text: theirs, up to a stop text.
     logprobs: one for each token, None unless asked for. finish_reason: "stop", "length", "cancelled" for a stream that was
     closed, or "error" for one of several answers in which the model computed what is not a number.
+    reused_tokens: of the prompt, those that were found in the cache instead of being computed.
     time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first token;
     decode_seconds: from the first to the last. blocks_selected, blocks_total, attended_share: of the rows that chose the tokens: means of
     the blocks of 64 tokens that they attended to and of those that there were, and the share of tokens.
+    others: the other samples, where n of the parameters asked for several; `samples` is all of them.
     """
 
     text: str
@@ -33,12 +35,19 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None
     finish_reason: FinishReason | Literal["cancelled"]
     prompt_tokens: int
+    reused_tokens: int
     time_to_first_token: float
     prefill_seconds: float
     decode_seconds: float
     blocks_selected: float
     blocks_total: float
     attended_share: float
+    others: tuple[Completion, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Completion, ...]:
+        """This answer and the others, in the order of their seeds."""
+        return (replace(self, others=()), *self.others)
 
 
 class Answer:
@@ -56,10 +65,10 @@ class Answer:
         self._logprobs: list[TokenLogprobs] = []
         self._pieces: list[str] = []
         self._num_taken = 0
-        self._times = Times()
+        self._times, self._reused_tokens = Times(), 0
 
     def push(self, event: Event) -> None:
-        self._times, self.finish_reason = event.times, event.finish_reason
+        self._times, self._reused_tokens, self.finish_reason = event.times, event.reused_tokens, event.finish_reason
         text = ""
         if event.token is not None:
             self._token_ids.append(event.token)
@@ -90,6 +99,7 @@ class Answer:
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
             finish_reason=self.finish_reason or "cancelled",
             prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused_tokens,
             time_to_first_token=first - t.added,
             prefill_seconds=first - (t.started or t.added),
             decode_seconds=newest - first,
@@ -100,6 +110,6 @@ class Answer:
 
 
 def check_numbers(completion: Completion) -> None:
-    """CheckpointError where the model's arithmetic broke."""
-    if completion.finish_reason == "error":
+    """CheckpointError where the model's arithmetic broke, in any of the samples."""
+    if any(sample.finish_reason == "error" for sample in completion.samples):
         raise CheckpointError("the model computed logits that are not numbers", hint="check its files with: minicpm4 doctor -m MODEL")

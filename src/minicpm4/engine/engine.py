@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.sampler import ChosenToken, Sampler, TokenLogprobs
-from minicpm4.engine.scheduler import Part, Scheduler, Sequence, build_step
+from minicpm4.engine.scheduler import Part, Plan, Scheduler, Sequence, build_step
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.errors import CapacityError, RequestError
 from minicpm4.executors import Executor
@@ -23,7 +25,8 @@ FinishReason = Literal["stop", "length", "error"]
 class Limits:
     """vocab_size, eos_ids: the model's. context_length: the most tokens of one sequence, prompt and answer.
 
-    num_pages, max_step_tokens: those that the executor was made for.
+    num_pages, max_step_tokens: those that the executor was made for. prefix_cache: whether full pages of what was computed are kept
+    for requests that begin alike, as long as nobody needs the pages.
     """
 
     vocab_size: int
@@ -31,6 +34,7 @@ class Limits:
     context_length: int
     num_pages: int
     max_step_tokens: int
+    prefix_cache: bool = True
 
     @property
     def sequence_tokens(self) -> int:
@@ -54,7 +58,8 @@ class Event:
 
     token: the new token of its answer; None where it ended without one, by a token that is not part of the answer or an error.
     finish_reason: "stop" (the model's own end, or a stop token), "length" (max_tokens or the context), "error" (the
-    logits were not numbers), or None while it goes on. times: the request's, so far.
+    logits were not numbers), or None while it goes on. times: the request's, so far. reused_tokens: of its prompt, those that were
+    found in the cache.
     """
 
     request: int
@@ -62,18 +67,18 @@ class Event:
     logprobs: TokenLogprobs | None
     finish_reason: FinishReason | None
     times: Times
+    reused_tokens: int
 
 
 @dataclass
 class Running:
     """A request on its way."""
 
-    sequence: Sequence
-    params: SamplingParams
     sampler: Sampler
     last_length: int  # tokens of prompt and answer when the answer is as long as it may get
     ending_tokens: frozenset[int]
     times: Times
+    reused_tokens: int = 0
 
 
 class Engine:
@@ -81,27 +86,30 @@ class Engine:
 
     def __init__(self, executor: Executor, limits: Limits) -> None:
         self.limits = limits
-        self.scheduler = Scheduler(num_pages=limits.num_pages, max_step_tokens=limits.max_step_tokens)
+        self.scheduler = Scheduler(num_pages=limits.num_pages, max_step_tokens=limits.max_step_tokens, prefix_cache=limits.prefix_cache)
         self._executor = executor
         self._running: dict[int, Running] = {}
         self._next_request = 0
 
-    def add(self, prompt: Sized[int], params: SamplingParams) -> int:
-        """Queues a request and returns its number. RequestError, CapacityError where it could never run."""
+    def add(self, prompt: Sized[int], params: SamplingParams) -> list[int]:
+        """Queues a request for each sample that params asks for, and returns their numbers; the prompt is computed once for all.
+
+        RequestError, CapacityError where it could never run.
+        """
         self._check(prompt, params)
-        number, self._next_request = self._next_request, self._next_request + 1
         own = frozenset() if params.ignore_eos else self.limits.eos_ids
         room = self.limits.sequence_tokens - len(prompt)
-        self._running[number] = Running(
-            sequence=Sequence(number, list(prompt)),
-            params=params,
-            sampler=Sampler(params, prompt),
-            last_length=len(prompt) + min(room, params.max_tokens or room),
-            ending_tokens=own | frozenset(params.stop_token_ids),
-            times=Times(),
-        )
-        self.scheduler.add(self._running[number].sequence)
-        return number
+        numbers = list(range(self._next_request, self._next_request + params.n))
+        self._next_request += params.n
+        for number, sample in zip(numbers, params.samples, strict=True):
+            self._running[number] = Running(
+                sampler=Sampler(sample, prompt),
+                last_length=len(prompt) + min(room, params.max_tokens or room),
+                ending_tokens=own | frozenset(params.stop_token_ids),
+                times=Times(),
+            )
+        self.scheduler.add(Sequence([*numbers], [*prompt]))
+        return numbers
 
     def score(self, tokens: Sized[int], *, first: int = 1) -> Scores:
         """Scores tokens[first:] at once, on pages that are free; requests keep theirs. RequestError, CapacityError where it cannot be."""
@@ -146,10 +154,9 @@ class Engine:
             )
 
     def cancel(self, request: int) -> None:
-        """Ends a request; its pages are free at once. A request that has ended already, or never was, is no error."""
-        running = self._running.pop(request, None)
-        if running is not None:
-            self.scheduler.remove(running.sequence)
+        """Ends a request; pages that it alone held are free at once. A request that has ended already, or never was, is no error."""
+        if self._running.pop(request, None) is not None:
+            self.scheduler.remove(request)
 
     def step(self) -> list[Event]:
         """Computes one step; an event for each request that got a token or ended. Empty where only parts of prompts ran.
@@ -157,38 +164,54 @@ class Engine:
         A step that fails, or is interrupted while it computes or chooses, has changed nothing: the next one computes the same
         tokens into the same slots. Later than that, tokens whose events were lost are computed again as part of their sequence.
         """
-        parts = self.scheduler.plan()
-        if not parts:
+        plan = self.scheduler.plan()
+        if not plan.parts:
             return []
-        self._note_start(parts)
-        logits = self._executor.run(build_step(parts))
-        complete, peaks = [part.sequence.request for part in parts if part.is_complete], self._executor.peaks
-        choices = [
-            self._running[request].sampler.choose(row, None if peaks is None else peaks[index])
-            for index, (request, row) in enumerate(zip(complete, logits, strict=True))
-        ]
-        events = [self._advance(request, choice) for request, choice in zip(complete, choices, strict=True)]
+        self._note_start(plan.parts)
+        self._copy_pages(plan)
+        choices = self._choose(plan.parts, self._executor.run(build_step(plan.parts)))
+        self.scheduler.note_written(plan.parts)
+        parts = self.scheduler.split(plan.parts)
+        events = [self._advance(part.sequence, choices) for part in parts if part.is_complete]
         for part in parts:  # after the tokens: a running sequence always has something left to compute
             part.sequence.num_cached += part.num_tokens
         return events
 
-    def _note_start(self, parts: list[Part]) -> None:
+    def _note_start(self, parts: Iterable[Part]) -> None:
         now = time.perf_counter()
         for part in parts:
-            times = self._running[part.sequence.request].times
-            times.started = now if times.started is None else times.started
+            for request in part.sequence.requests:
+                running = self._running[request]
+                if running.times.started is None:
+                    running.times.started, running.reused_tokens = now, part.sequence.num_cached
 
-    def _advance(self, request: int, choice: ChosenToken | None) -> Event:
-        running = self._running[request]
-        times = running.times
+    def _copy_pages(self, plan: Plan) -> None:
+        if plan.copies:
+            sources, targets = np.array([*plan.copies.values()], np.int32), np.array([*plan.copies], np.int32)
+            self._executor.copy_pages(sources, targets)
+            self.scheduler.note_copied()
+
+    def _choose(self, parts: Iterable[Part], logits: np.ndarray) -> dict[int, ChosenToken | None]:
+        """The next token of each request whose tokens are computed; samples of one prompt choose from the same logits."""
+        complete, peaks = [part.sequence.requests for part in parts if part.is_complete], self._executor.peaks
+        return {
+            request: self._running[request].sampler.choose(row, None if peaks is None else peaks[index])
+            for index, (requests, row) in enumerate(zip(complete, logits, strict=True))
+            for request in requests
+        }
+
+    def _advance(self, sequence: Sequence, choices: Mapping[int, ChosenToken | None]) -> Event:
+        [request] = sequence.requests
+        running, choice = self._running[request], choices[request]
+        times, reused = running.times, running.reused_tokens
         times.newest_token = time.perf_counter()
         times.first_token = times.newest_token if times.first_token is None else times.first_token
         if choice is None or choice.token in running.ending_tokens:
             self.cancel(request)
-            return Event(request, None, None, "error" if choice is None else "stop", times)
+            return Event(request, None, None, "error" if choice is None else "stop", times, reused)
         running.sampler.accept(choice.token)
-        running.sequence.tokens.append(choice.token)
-        is_last = len(running.sequence.tokens) >= running.last_length
+        sequence.tokens.append(choice.token)
+        is_last = len(sequence.tokens) >= running.last_length
         if is_last:
             self.cancel(request)
-        return Event(request, choice.token, choice.logprobs, "length" if is_last else None, times)
+        return Event(request, choice.token, choice.logprobs, "length" if is_last else None, times, reused)

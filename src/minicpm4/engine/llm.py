@@ -6,6 +6,8 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from types import TracebackType
 from typing import Any, overload
 
@@ -92,6 +94,7 @@ class LLM:
         window: int | None = None,
         dense_len: int | None = None,
         coarse_lse: bool | None = None,
+        prefix_cache: bool = True,
         progress: LoadProgress | None = None,
     ) -> None:
         """The arguments are those of `LoadOptions`; progress is told (what, bytes done, bytes in all) of downloads and loads."""
@@ -114,6 +117,7 @@ class LLM:
             window=window,
             dense_len=dense_len,
             coarse_lse=coarse_lse,
+            prefix_cache=prefix_cache,
         )
         self._adopt(load_model(options, progress))
 
@@ -140,7 +144,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continues raw text; a list runs as one batch.
 
-        params: for all prompts, or one for each. add_bos: whether the BOS token goes first; None for the tokenizer's own habit.
+        params: for all prompts, or one for each; where they ask for n samples, each result has n `samples`.
+        add_bos: whether the BOS token goes first; None for the tokenizer's own habit.
         Where the model computes what is not a number, a single prompt is a CheckpointError, and one of a list has the
         finish_reason "error".
         """
@@ -178,10 +183,17 @@ class LLM:
         add_bos: bool | None = None,
         variables: Message | None = None,
     ) -> Stream:
-        """One answer piece by piece: of raw text where prompt is a str, of a conversation where it is messages."""
+        """One answer piece by piece: of raw text where prompt is a str, of a conversation where it is messages.
+
+        RequestError where params asks for several samples.
+        """
         ids = self.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else self.encode_messages(prompt, variables)
         [chosen] = self._params_for(1, params)
-        request = self._start(ids, chosen, is_continuation=isinstance(prompt, str))
+        if chosen.n > 1:
+            raise RequestError(
+                f"a stream is one answer, n is {chosen.n}", hint="use generate or chat, or a stream for each of params.samples"
+            )
+        [request] = self._start(ids, chosen, is_continuation=isinstance(prompt, str))
         return Stream(self, request, self._answers[request])
 
     def chat_turn(
@@ -270,12 +282,14 @@ class LLM:
             self.forget(self.abandoned.popleft())
         return self._engine
 
-    def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> int:
-        request = self._open_engine().add(prompt, params)
-        self._answers[request] = Answer(
-            self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=self.loaded.sparse
-        )
-        return request
+    def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> list[int]:
+        """The requests of a prompt, one for each sample."""
+        requests = self._open_engine().add(prompt, params)
+        for request in requests:
+            self._answers[request] = Answer(
+                self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=self.loaded.sparse
+            )
+        return requests
 
     def _complete_one(self, prompt: Sequence[int], params: Params, *, is_continuation: bool = False) -> Completion:
         [completion] = self._complete([prompt], params, is_continuation=is_continuation)
@@ -295,15 +309,19 @@ class LLM:
     def _complete(self, prompts: Sequence[Sequence[int]], params: Params, *, is_continuation: bool = False) -> list[Completion]:
         """Runs prompts together to their ends."""
         all_params = self._params_for(len(prompts), params)
-        requests: list[int] = []
+        answers: list[dict[int, Answer]] = []
         try:
             for prompt, one in zip(prompts, all_params, strict=True):
-                requests.append(self._start(prompt, one, is_continuation=is_continuation))
-            answers = [self._answers[request] for request in requests]
-            for request in requests:
+                requests = self._start(prompt, one, is_continuation=is_continuation)
+                answers.append({request: self._answers[request] for request in requests})
+            for request in chain(*answers):
                 while self.advance(request):
                     pass
-            return [answer.completion() for answer in answers]
+            return [with_others(*(answer.completion() for answer in samples.values())) for samples in answers]
         finally:
-            for request in requests:
+            for request in chain(*answers):
                 self.forget(request)
+
+
+def with_others(first: Completion, *others: Completion) -> Completion:
+    return replace(first, others=others)

@@ -47,6 +47,7 @@ class LoadOptions:
     reads them from there the next time (see `repack_file`); nothing is ever deleted there.
     sparse: whether attention is sparse past dense_len (InfLLM v2); None for what the model is made for.
     topk, window, dense_len, coarse_lse: changes to the rule (see `SparseConfig`); None for the model's own.
+    prefix_cache: whether what was computed of a text is kept for others that begin alike, as long as nobody needs the memory.
     """
 
     model: str = "default"
@@ -67,6 +68,7 @@ class LoadOptions:
     window: int | None = None
     dense_len: int | None = None
     coarse_lse: bool | None = None
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -133,6 +135,7 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         context_length=memory.context_length,
         num_pages=memory.num_pages,
         max_step_tokens=executor_options.max_step_tokens,
+        prefix_cache=options.prefix_cache,
     )
     return LoadedModel(
         name=checkpoint.name,

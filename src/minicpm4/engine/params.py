@@ -12,6 +12,7 @@ from minicpm4.errors import RequestError
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
 MAX_LOGPROBS = 64
+MAX_SAMPLES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class SamplingParams:
     none of them is part of the answer. ignore_eos: go on past the model's own.
     logprobs: None, or how many likeliest alternatives to report with each token's log probability (0: the token's alone).
     They are the model's own, before penalties, bias and temperature.
+    n: how many answers to sample for one prompt, which is computed once. Sample i of them is what seed + i gives alone.
     """
 
     max_tokens: int | None = None
@@ -46,6 +48,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", as_tuple("stop", (self.stop,) if isinstance(self.stop, str) else self.stop))
@@ -65,6 +68,7 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             check_number(name, getattr(self, name), (-100, 100))
         check_number("logprobs", self.logprobs, (0, MAX_LOGPROBS), is_whole=True, is_optional=True)
+        check_number("n", self.n, (1, MAX_SAMPLES), is_whole=True)
         for token, bias in self.logit_bias.items():
             check_number("a token of logit_bias", token, (0, 1 << 31), is_whole=True)
             check_number("a value of logit_bias", bias, (-1e4, 1e4))
@@ -79,6 +83,12 @@ class SamplingParams:
     def replace(self, **changes: Any) -> SamplingParams:
         """The same with some fields changed; TypeError for a name that is no field."""
         return replace(self, **changes)
+
+    @property
+    def samples(self) -> list[SamplingParams]:
+        """The parameters that ask for each of the n samples alone."""
+        seeds = [None if self.seed is None else (int(self.seed) + i) % (1 << 64) for i in range(self.n)]
+        return [self.replace(n=1, seed=seed) for seed in seeds]
 
     @property
     def changes_logits(self) -> bool:

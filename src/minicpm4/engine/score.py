@@ -31,7 +31,7 @@ def score_tokens(executor: Executor, tokens: Sized[int], *, pages: Sized[int], f
     pages: of the cache, for all tokens but the last; nobody else's, and the caller's again after. step_tokens: the most of one step.
     """
     assert 1 <= first < len(tokens), f"tokens {first} to {len(tokens)} are to be scored"
-    sequence = Sequence(-1, list(tokens))
+    sequence = Sequence([], list(tokens))
     logprobs, likeliest = list[np.ndarray](), list[np.ndarray]()
     while sequence.num_waiting > 1:  # nothing follows the last token
         start = sequence.num_cached

@@ -11,7 +11,7 @@ from typing import Any
 from minicpm4.engine import LLM, LoadOptions
 from minicpm4.engine.recipe import software_facts
 
-FLAGS = {"context_length": "ctx-size", "kv_format": "kv-format", "dense_len": "dense-len", "repack_cache": "repack-cache"}
+FLAGS = {"context_length": "ctx-size"}  # those that are not named as their fields
 SWITCHES = {"coarse_lse": ("--coarse-lse", "--exact-lse")}  # those whose other side is not --no-
 
 
@@ -47,7 +47,7 @@ def load_words(load: LoadOptions) -> list[str]:
     """The flags that ask for this load: those that are not at their defaults."""
     words = list[str]()
     for field in fields(load):
-        value, flag = getattr(load, field.name), FLAGS.get(field.name, field.name)
+        value, flag = getattr(load, field.name), FLAGS.get(field.name, field.name.replace("_", "-"))
         if value == field.default:
             continue
         if isinstance(value, bool):

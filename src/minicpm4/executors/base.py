@@ -123,6 +123,10 @@ class Executor(Protocol):
     def run(self, step: Step) -> np.ndarray:
         """Logits, float32 [R, V], owned by the caller until the next call."""
 
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        """Page targets[i] becomes what page sources[i] is: keys, values and compressed keys of all layers. int32, no target twice or
+        a source of another copy; done when this returns."""
+
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         """Fills pages with unit-normal keys and values, for measuring at a depth without computing it."""
 

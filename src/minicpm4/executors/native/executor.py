@@ -220,6 +220,9 @@ class NativeExecutor:
         where there were fewer. For looking at; nothing else depends on it."""
         return self._program.chosen_blocks()
 
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        self._program.copy_pages(sources, targets)
+
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 

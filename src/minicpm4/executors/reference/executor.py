@@ -53,6 +53,10 @@ class ReferenceExecutor:
     def run(self, step: Step) -> np.ndarray:
         return forward(self._ops, self._model, step)
 
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        for stored in (self._cache.keys, self._cache.values):
+            stored[:, targets] = stored[:, sources]
+
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         random = np.random.default_rng(seed)
         for stored in (self._cache.keys, self._cache.values):

@@ -54,7 +54,7 @@ class TorchExecutor:
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         check_device(options.device)
         torch.set_num_threads(options.threads)
-        self._device = torch.device(options.device)
+        self._device, self._num_pages = torch.device(options.device), options.num_pages
         self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"),)
         self._model: Model[torch.Tensor] = assemble(
             config, lambda name: torch.from_numpy(dequantize(weights(name))).to(self._device), context_length=options.context_length
@@ -66,13 +66,23 @@ class TorchExecutor:
         self._ops = TorchOps(config, self._cache, self._kernels)
         matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
         self.weight_bytes = sum(weight.nbytes for weight in (*matrices, self._model.norm, self._model.head))
-        self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes + (0 if self._kernels is None else self._kernels.nbytes)
+        self.kv_bytes = sum(stored.nbytes for stored in self._stores())
+
+    def _stores(self) -> tuple[torch.Tensor, ...]:
+        """All that is kept of pages: [layers, as many rows of each page, G, D]."""
+        return (self._cache.keys, self._cache.values, *(() if self._kernels is None else self._kernels.stores))
 
     def run(self, step: Step) -> np.ndarray:
         with torch.inference_mode():
             inputs = TorchStep.of(step, self._device, sparse=None if self._kernels is None else self._kernels.sparse)
             logits: np.ndarray = forward(self._ops, self._model, inputs).float().cpu().numpy()
         return logits
+
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        source_pages, target_pages = (torch.from_numpy(pages).to(self._device, torch.int64) for pages in (sources, targets))
+        for stored in self._stores():
+            pages = stored.unflatten(1, (self._num_pages, -1))
+            pages[:, target_pages] = pages[:, source_pages]
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         generator = torch.Generator(self._device).manual_seed(seed)

@@ -44,8 +44,8 @@ class KernelStore:
         return cls(sparse, store(1), store(COARSE) if sparse.has_coarse_lse else None)
 
     @property
-    def nbytes(self) -> int:
-        return self.kernels.nbytes + (0 if self.coarse is None else self.coarse.nbytes)
+    def stores(self) -> tuple[Tensor, ...]:
+        return (self.kernels,) if self.coarse is None else (self.kernels, self.coarse)
 
     def write(self, layer: int, keys_XGD: Tensor, step: SparseStep) -> None:
         """Makes the kernels that the step completes, from this layer's keys as they are stored."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Generic
 
 from minicpm4.model.config import ModelConfig
 from minicpm4.model.ops import Weight
-from minicpm4.model.parameters import EMBEDDING, HEAD, LAYER_ROLES, NORM, layer_parameter
+from minicpm4.model.parameters import EMBEDDING, HEAD, LAYER_ROLES, NORM, layer_parameter, parameter_shapes
 from minicpm4.model.rope import RopeTable, rope_table
 
 
@@ -43,11 +44,12 @@ class Model(Generic[Weight]):
 
 
 def assemble(config: ModelConfig, load: Callable[[str], Weight], *, context_length: int) -> Model[Weight]:
-    """Calls load(name) once for each parameter: embedding and head first, since who keeps another form of them holds both at once, and
-    they are the largest by far; then in the order in which a forward pass meets them.
+    """Calls load(name) once for each parameter, the largest first: who keeps another form of them holds one of them twice, and this
+    should be a small one by the time when all others are there.
     """
-    embedding = load(EMBEDDING)
-    head = embedding if config.has_tied_head else load(HEAD)
-    layers = tuple(Layer(**{role: load(layer_parameter(index, role)) for role in LAYER_ROLES}) for index in range(config.num_layers))
-    norm = load(NORM)
-    return Model(config, rope_table(config, context_length), embedding, layers, norm, head)
+    shapes = parameter_shapes(config)
+    loaded = {name: load(name) for name in sorted(shapes, key=lambda name: -prod(shapes[name]))}
+    layers = tuple(Layer(**{role: loaded[layer_parameter(index, role)] for role in LAYER_ROLES}) for index in range(config.num_layers))
+    embedding = loaded[EMBEDDING]
+    head = embedding if config.has_tied_head else loaded[HEAD]
+    return Model(config, rope_table(config, context_length), embedding, layers, loaded[NORM], head)

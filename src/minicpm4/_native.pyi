@@ -25,6 +25,7 @@ def pack(format: str, rows: int, columns: int, stored: np.ndarray, team: Team, a
 def read_packed(
     format: str, rows: int, columns: int, *, file: int, offset: int, checksum: int, team: Team, arena: Arena
 ) -> PackedWeight: ...
+def packed_bytes(format: str, rows: int, columns: int) -> int: ...
 def usable_isas() -> list[str]: ...
 def read_bandwidth(isa: str, team: Team, bytes: int, repeats: int) -> float: ...
 def peak_rate(isa: str, number: str, team: Team, repeats: int) -> float | None: ...
@@ -96,4 +97,44 @@ class Program:
         wanted: np.ndarray,
         vocabulary: int,
     ) -> np.ndarray: ...
+    def randomize(self, pages: np.ndarray, seed: int) -> None: ...
+
+class SharedTeam:
+    def __init__(self, members: int) -> None: ...
+
+class WeightHandle:
+    def __init__(self, isa: str, team: SharedTeam, packed: PackedWeight) -> None: ...
+    @property
+    def address(self) -> int: ...
+
+class AttentionHandle:
+    def __init__(
+        self,
+        isa: str,
+        team: SharedTeam,
+        *,
+        max_rows: int,
+        num_pages: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kv_format: str,
+        sparse: SparseRule | None,
+    ) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    def check(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        pages: np.ndarray,
+        wanted: np.ndarray,
+        vocabulary: int,
+    ) -> None: ...
     def randomize(self, pages: np.ndarray, seed: int) -> None: ...

@@ -19,14 +19,14 @@ from minicpm4.model.parameters import EMBEDDING
 from minicpm4.model.sparse import COARSE, candidates, compress, num_kernels, pool_blocks, score_kernels, select_blocks
 from minicpm4.model.sparse_step import kernel_slots, new_kernels, plan_sparse
 from minicpm4.quant import quantize
-from tests.toy import plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import EXECUTORS, MINDSPORE, plan_step, toy_config, toy_executor, toy_weights
 
-EXECUTORS = ("reference", "torch", "native")
 TINY = SparseConfig(window_size=64, topk=2, dense_len=0)  # three blocks of 64: the first, its own, and one chosen
 MIXED = SparseConfig(window_size=128, topk=3, dense_len=300)
 COARSE_TINY = SparseConfig(window_size=64, topk=2, dense_len=100, has_coarse_lse=True)
 ODD = SparseConfig(kernel_size=16, kernel_stride=8, window_size=64, topk=3, init_blocks=2, dense_len=-1)
 RULES = {"tiny": TINY, "mixed": MIXED, "coarse": COARSE_TINY, "odd": ODD}
+EXACT_ONLY = ("native", "mindspore")  # these have no coarse shortcut, see test_capabilities
 TOLERANCE = 1e-5  # float32, sums of up to some 500 terms of size one in another order, three layers
 POISON = 96  # a token that prompts do not use
 
@@ -37,8 +37,8 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
 
 def toy(executor: str, sparse: SparseConfig | None, *, config: ModelConfig | None = None, **options: object) -> Executor:
     config = config or toy_config()
-    if executor == "native" and sparse is not None:
-        sparse = replace(sparse, has_coarse_lse=False)  # which it has not, see test_capabilities
+    if executor in EXACT_ONLY and sparse is not None:
+        sparse = replace(sparse, has_coarse_lse=False)
     return toy_executor(
         executor, config, toy_weights(config), sparse=sparse, context_length=1024, max_step_tokens=1024, threads=1, **options
     )
@@ -72,14 +72,14 @@ def test_rows_up_to_dense_len_are_dense(executor: str) -> None:
     assert np.abs(sparse[299:] - dense[299:]).max(axis=1).min() > 1e-3
 
 
-@pytest.mark.parametrize("executor", ["torch", "native"])
+@pytest.mark.parametrize("executor", ["torch", "native", MINDSPORE])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(8, 1, 24), (3, 3, 10), (6, 2, 16), (16, 1, 6)], ids=["of-8", "of-1", "of-3", "of-16"]
 )
 def test_others_choose_as_the_reference(rule: str, executor: str, heads: int, kv_heads: int, dim: int) -> None:
     config, sparse = toy_config(num_heads=heads, num_kv_heads=kv_heads, head_dim=dim), RULES[rule]
-    if executor == "native":
+    if executor in EXACT_ONLY:
         sparse = replace(sparse, has_coarse_lse=False)
     reference, other = (alone(toy(name, sparse, config=config), prompt(517, seed=heads)) for name in ("reference", executor))
     check(other, reference)
@@ -174,7 +174,7 @@ def test_no_row_sees_the_future(executor: str, rule: str) -> None:
     table = np.array(weights[EMBEDDING].data.view(np.float32))
     table[POISON] = np.nan
     weights[EMBEDDING] = quantize(table, "f32", name=EMBEDDING)
-    sparse = replace(RULES[rule], has_coarse_lse=executor != "native" and RULES[rule].has_coarse_lse)
+    sparse = replace(RULES[rule], has_coarse_lse=executor not in EXACT_ONLY and RULES[rule].has_coarse_lse)
     runner = toy_executor(executor, config, weights, sparse=sparse, context_length=1024, max_step_tokens=1024, threads=1)
     tokens = prompt(300)
     wanted = alone(runner, tokens)

@@ -23,11 +23,12 @@ from minicpm4.model.sparse_step import places_per_page
 from minicpm4.quant import head_bytes
 
 AS_CACHE = "as the cache"  # of Capabilities.kernel_format
-EXECUTORS = ("native", "reference", "torch")
+EXECUTORS = ("native", "reference", "torch", "mindspore")
 INSTALL_HINTS = {
     "native": "build this package again: make chat, or pip install -e . in its checkout",
     "reference": "install this package again with its dependencies: pip install -e . in its checkout",
     "torch": "pip install 'minicpm4[torch]'",
+    "mindspore": "pip install 'minicpm4[mindspore]' in an environment of its own, with Python 3.11 or 3.12: it needs numpy 1.x",
 }
 
 

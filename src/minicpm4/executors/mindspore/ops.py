@@ -1,15 +1,17 @@
 """The operations of `model.ops` in MindSpore: those that are the same on every device, and the CPU's own.
 
-They run while a graph is traced, so that what is Python here costs nothing later. On a CPU, products, lookups and attention are our
-own kernels as custom operations of the graph (native/custom_ops.h), which take time for the rows that there are, not for padding.
+MindSpore's compiler reads these functions, and `model.forward`, from their source: what they touch are tensors, operations made
+before, tuples, and fields of the classes here. Numbers come as float32 tensors (`GraphConfig`), since the compiler takes a float of
+a Python object for float64. On a CPU, products, lookups and attention are our own kernels as custom operations of the graph
+(native/custom_ops.h): these take time for the rows that there are, not for padding.
 """
 
 # T rows, K features, N out features, H query heads, G kv heads, D head dim
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -17,89 +19,141 @@ from mindspore import Tensor, ops
 
 from minicpm4 import _native
 from minicpm4.executors.mindspore.rows import GraphStep, Rows
-from minicpm4.model import ModelConfig
+from minicpm4.model import Model, ModelConfig
+from minicpm4.model.model import Layer
 from minicpm4.model.rope import RopeTable
 
 Rotation = tuple[Tensor, Tensor]
+
+
+@ms.jit_class
+@dataclass(frozen=True)
+class GraphConfig:
+    """What `forward` reads of `ModelConfig`, as float32 tensors."""
+
+    norm_eps: Tensor
+    embedding_scale: Tensor
+    residual_scale: Tensor
+    logit_divisor: Tensor
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> GraphConfig:
+        names = ("norm_eps", "embedding_scale", "residual_scale", "logit_divisor")
+        return cls(*(Tensor(getattr(config, name), ms.float32) for name in names))
+
+
+@ms.jit_class
+@dataclass(frozen=True)
+class GraphRope:
+    """`model.rope.RopeTable` for heads of D, the second half of which turns as the first, and the other way for sines."""
+
+    factors_D: Tensor
+    frequencies_D: Tensor
+    cosine_magnitude: Tensor
+    sine_magnitudes_D: Tensor
+
+    @classmethod
+    def of(cls, table: RopeTable) -> GraphRope:
+        signs = np.repeat(np.float32([-table.magnitude, table.magnitude]), len(table.inverse_factors_F))
+        factors, frequencies = (Tensor(np.tile(part, 2)) for part in (table.inverse_factors_F, table.inverse_frequencies_F))
+        return cls(factors, frequencies, Tensor(table.magnitude, ms.float32), Tensor(signs))
+
+
+@ms.jit_class
+class GraphLayer(Layer[Any]):
+    """Fields that the compiler can read."""
+
+
+@ms.jit_class
+class GraphModel(Model[Any]):
+    """Fields that the compiler can read."""
+
+    @classmethod
+    def of(cls, model: Model[Any]) -> GraphModel:
+        layers = tuple(GraphLayer(**vars(layer)) for layer in model.layers)
+        return cls(**vars(model) | {"config": GraphConfig.of(model.config), "rope": GraphRope.of(model.rope), "layers": layers})
 
 
 class PortableOps:
     """See `model.ops.Ops`; what is missing here is each device's own."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+        self.head_dim, self.half = config.head_dim, config.head_dim // 2
 
-    def scale(self, x_TK: Rows, factor: float) -> Rows:
-        return x_TK if factor == 1.0 else Rows(x_TK.values * factor, x_TK.count)
+    def scale(self, x_TK: Rows, factor: Tensor) -> Rows:
+        return x_TK[0] * factor, x_TK[1]
 
-    def rotation(self, positions_T: Rows, table: RopeTable) -> Rotation:
-        """Cosines twice over, and sines of which the first half is negative: [T, 1, D] each."""
-        factors, frequencies = (Tensor(np.tile(part, 2)) for part in (table.inverse_factors_F, table.inverse_frequencies_F))
-        signs = np.repeat(np.float32([-table.magnitude, table.magnitude]), self.config.head_dim // 2)
-        positions = ops.reshape(ops.cast(positions_T.values, ms.float32), (-1, 1, 1))
-        angles = (positions * factors) * frequencies
-        return ops.cos(angles) * table.magnitude, ops.sin(angles) * Tensor(signs)
+    def rotation(self, positions_T: Rows, table: GraphRope) -> Rotation:
+        """[T, 1, D] each."""
+        positions = ops.reshape(ops.cast(positions_T[0], ms.float32), (-1, 1, 1))
+        angles = (positions * table.factors_D) * table.frequencies_D
+        return ops.cos(angles) * table.cosine_magnitude, ops.sin(angles) * table.sine_magnitudes_D
 
     def rope(self, x_TK: Rows, rotation: Rotation) -> Rows:
-        cosines, sines = rotation
-        heads = ops.reshape(x_TK.values, (x_TK.values.shape[0], -1, self.config.head_dim))
-        first, second = ops.split(heads, self.config.head_dim // 2, axis=-1)
-        turned = heads * cosines + ops.concat((second, first), axis=-1) * sines
-        return Rows(ops.reshape(turned, x_TK.values.shape), x_TK.count)
+        x, count = x_TK
+        heads = ops.reshape(x, (x.shape[0], -1, self.head_dim))
+        first, second = ops.split(heads, self.half, -1)
+        turned = heads * rotation[0] + ops.concat((second, first), -1) * rotation[1]
+        return ops.reshape(turned, x.shape), count
 
-    def add_scaled(self, x_TK: Rows, y_TK: Rows, factor: float) -> Rows:
-        return Rows(x_TK.values + (y_TK.values if factor == 1.0 else y_TK.values * factor), x_TK.count)
+    def add_scaled(self, x_TK: Rows, y_TK: Rows, factor: Tensor) -> Rows:
+        return x_TK[0] + y_TK[0] * factor, x_TK[1]
 
     def take(self, x_TK: Rows, rows_R: Rows) -> Rows:
-        return Rows(ops.gather(x_TK.values, rows_R.values, 0), rows_R.count)
+        return ops.gather(x_TK[0], rows_R[0], 0), rows_R[1]
 
 
+@ms.jit_class
 @dataclass(frozen=True)
-class CpuWeight:
-    """A matrix [N, K] in our packed form, which a graph knows by its address (int64 [1]); or a vector as it is, without a handle."""
-
-    shape: tuple[int, ...]
-    tensor: Tensor
-    handle: _native.WeightHandle | None = None
-    nbytes: int = 0
+class CpuVector:
+    values: Tensor
 
 
+@ms.jit_class
+@dataclass(frozen=True)
+class CpuMatrix:
+    """In our packed form, which a graph knows by its address (int64 [1]), and does not own. multiply, look_up: custom operations."""
+
+    address: Tensor
+    multiply: Any
+    look_up: Any
+
+
+def custom(symbol: str, columns: int) -> Any:
+    """Our kernel of that name; its output is float32, has as many rows as its first input, and these columns."""
+    operation = ops.Custom(
+        f"{_native.__file__}:minicpm4_{symbol}",
+        out_shape=lambda first, *_: [first[0], columns],
+        out_dtype=lambda *_: ms.float32,
+        func_type="aot",
+    )
+    operation.add_prim_attr("columns", columns)  # without, MindSpore takes another one of the same inputs for this one
+    return operation
+
+
+@ms.jit_class
 class CpuOps(PortableOps):
     """float32 throughout."""
 
     def __init__(self, config: ModelConfig, attention: _native.AttentionHandle) -> None:
         super().__init__(config)
-        self.addresses = [Tensor([attention.address, layer], ms.int64) for layer in range(config.num_layers)]
-        self.kernels: dict[tuple[str, int], ops.Custom] = {}
+        self.addresses = tuple(Tensor([attention.address, layer], ms.int64) for layer in range(config.num_layers))
+        self.kernel = custom("attend", config.num_heads * config.head_dim)
 
-    def kernel(self, symbol: str, columns: int) -> Callable[..., Tensor]:
-        """The custom operation whose output has as many rows as its first input, and these columns."""
-        if (symbol, columns) not in self.kernels:
-            custom = ops.Custom(
-                f"{_native.__file__}:minicpm4_{symbol}",
-                out_shape=lambda first, *_: [first[0], columns],
-                out_dtype=lambda *_: ms.float32,
-                func_type="aot",
-            )
-            custom.add_prim_attr("columns", columns)  # without, MindSpore takes another one of the same inputs for this one
-            self.kernels[symbol, columns] = custom
-        return self.kernels[symbol, columns]
+    def embed(self, table: CpuMatrix, tokens_T: Rows) -> Rows:
+        return table.look_up(tokens_T[0], table.address), tokens_T[1]
 
-    def embed(self, table: CpuWeight, tokens_T: Rows) -> Rows:
-        return Rows(self.kernel("look_up", table.shape[1])(tokens_T.values, table.tensor), tokens_T.count)
+    def rms_norm(self, x_TK: Rows, weight_K: CpuVector, eps: Tensor) -> Rows:
+        x, count = x_TK
+        return x * ops.rsqrt(ops.mean(x * x, -1, True) + eps) * weight_K.values, count
 
-    def rms_norm(self, x_TK: Rows, weight_K: CpuWeight, eps: float) -> Rows:
-        x = x_TK.values
-        mean_square = ops.mean(x * x, -1, True)
-        return Rows(x * ops.rsqrt(mean_square + eps) * weight_K.tensor, x_TK.count)
-
-    def linear(self, x_TK: Rows, weight_NK: CpuWeight) -> Rows:
-        return Rows(self.kernel("multiply", weight_NK.shape[0])(x_TK.values, x_TK.count, weight_NK.tensor), x_TK.count)
+    def linear(self, x_TK: Rows, weight_NK: CpuMatrix) -> Rows:
+        return weight_NK.multiply(x_TK[0], x_TK[1], weight_NK.address), x_TK[1]
 
     def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: GraphStep) -> Rows:
-        arrays = (step.positions_T.values, step.slots_T, step.starts_T1, step.lengths_T, step.pages_TW)
-        kernel = self.kernel("attend", q_THD.values.shape[1])
-        return Rows(kernel(q_THD.values, k_TGD.values, v_TGD.values, *arrays, self.addresses[layer]), q_THD.count)
+        positions, slots, starts, lengths, pages = step.places
+        place = self.addresses[layer]
+        return self.kernel(q_THD[0], k_TGD[0], v_TGD[0], positions, slots, starts, lengths, pages, place), q_THD[1]
 
     def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
-        return Rows(ops.silu(gate_TK.values) * up_TK.values, gate_TK.count)
+        return ops.silu(gate_TK[0]) * up_TK[0], gate_TK[1]

@@ -3,7 +3,7 @@
 Knows sizes, and what padding is; does not know what is computed.
 """
 
-# T padded rows, R padded wanted rows, W pages of the longest sequence that there may be, K tokens of a kernel
+# T padded rows, R padded wanted rows, W pages of the longest sequence that there may be
 
 from __future__ import annotations
 
@@ -11,52 +11,21 @@ from dataclasses import dataclass, fields
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
-from minicpm4.model import PAGE_TOKENS, Step, pages_for
-from minicpm4.model.config import SparseConfig
-from minicpm4.model.sparse_step import new_kernels, places_per_page, sequences_of_rows
+from minicpm4.model import Step
 
 SIZES = (1, 8, 64)  # padded numbers of rows, below the most that a step may have
 
 
-@dataclass(frozen=True)
-class Rows:
-    """An array [rows, columns], or [rows] of a step. Only the first `count` (int32 [1]) rows mean anything."""
-
-    values: Tensor
-    count: Tensor
-
-
-@dataclass(frozen=True)
-class GraphStep:
-    """A step inside a graph; see `PaddedStep`."""
-
-    tokens_T: Rows
-    positions_T: Rows
-    wanted_R: Rows
-    slots_T: Tensor
-    starts_T1: Tensor
-    lengths_T: Tensor
-    pages_TW: Tensor
-    sequences_T: Tensor
-    kernel_slots_T: Tensor
-    kernel_tokens_TK: Tensor
-
-    @classmethod
-    def of(cls, *tensors: Tensor) -> GraphStep:
-        """From what `PaddedStep.tensors` gives."""
-        tokens, positions, wanted, num_tokens, num_wanted, *others = tensors
-        return cls(Rows(tokens, num_tokens), Rows(positions, num_tokens), Rows(wanted, num_wanted), *others)
+Rows = tuple[Tensor, Tensor]  # an array [rows, columns], or [rows] of a step; and how many of the rows mean anything, int32 [1]
 
 
 @dataclass(frozen=True)
 class PaddedStep:
-    """A step's arrays, int32, in the order in which a graph takes them; see `model.step.Step` and `model.sparse_step.NewKernels`.
+    """A step's arrays, int32, and how many of them are real; see `model.step.Step`.
 
     num_tokens, num_wanted: how many are real, [1] each. There are as many sequences as rows: those past the step's have no tokens.
-    sequences_T: the sequence that a row belongs to. kernel_slots_T, kernel_tokens_TK: the kernels that the step completes. What
-    padding rows and kernels would write goes to the page after the last.
     """
 
     tokens_T: np.ndarray
@@ -68,27 +37,42 @@ class PaddedStep:
     starts_T1: np.ndarray
     lengths_T: np.ndarray
     pages_TW: np.ndarray
-    sequences_T: np.ndarray
-    kernel_slots_T: np.ndarray
-    kernel_tokens_TK: np.ndarray
 
     def tensors(self) -> list[Tensor]:
-        return [Tensor(getattr(self, field.name), ms.int32) for field in fields(self)]
+        return [Tensor(getattr(self, field.name)) for field in fields(self)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Padded rows, and padded wanted rows."""
+        return len(self.tokens_T), len(self.wanted_R)
+
+
+@ms.jit_class
+class GraphStep:
+    """Where the operations of a graph read its step from: parameters, to which the graph first assigns what it is given, since the
+    compiler takes no objects whose fields vary.
+
+    inputs: in the order of `PaddedStep.tensors`.
+    """
+
+    def __init__(self, like: PaddedStep) -> None:
+        f = {
+            field.name: Parameter(Tensor(np.zeros_like(getattr(like, field.name))), name=field.name, requires_grad=False)
+            for field in fields(like)
+        }
+        self.inputs = tuple(f.values())
+        self.tokens_T: Rows = (f["tokens_T"], f["num_tokens"])
+        self.positions_T: Rows = (f["positions_T"], f["num_tokens"])
+        self.wanted_R: Rows = (f["wanted_R"], f["num_wanted"])
+        self.places = tuple(f[name] for name in ("positions_T", "slots_T", "starts_T1", "lengths_T", "pages_TW"))
 
 
 @dataclass(frozen=True)
 class Padder:
-    """What steps are padded to. max_rows: the most that a step may have. num_pages: of the cache."""
+    """What steps are padded to. max_rows: the most that a step may have. max_pages: of a sequence, W."""
 
     max_rows: int
-    num_pages: int
-    context_length: int
-    sparse: SparseConfig | None
-
-    @property
-    def max_pages(self) -> int:
-        """Of a sequence, W."""
-        return pages_for(self.context_length)
+    max_pages: int
 
     def size(self, count: int) -> int:
         """The smallest size that holds so many rows."""
@@ -97,31 +81,19 @@ class Padder:
     def pad(self, step: Step) -> PaddedStep:
         rows = self.size(len(step.tokens_T))
         pages_TW = np.zeros((rows, self.max_pages), np.int32)
-        pages_TW[: len(step.pages_SP), : step.pages_SP.shape[1]] = step.pages_SP[:, : self.max_pages]
-        kernel_slots, kernel_tokens = self.kernels(step, rows)
+        width = min(self.max_pages, step.pages_SP.shape[1])
+        pages_TW[: len(step.pages_SP), :width] = step.pages_SP[:, :width]
         return PaddedStep(
             tokens_T=padded(step.tokens_T, rows),
             positions_T=padded(step.positions_T, rows),
             wanted_R=padded(step.wanted_R, self.size(len(step.wanted_R))),
             num_tokens=np.array([len(step.tokens_T)], np.int32),
             num_wanted=np.array([len(step.wanted_R)], np.int32),
-            slots_T=padded(step.slots_T, rows, fill=self.num_pages * PAGE_TOKENS),
+            slots_T=padded(step.slots_T, rows),
             starts_T1=padded(step.starts_S1, rows + 1, fill=len(step.tokens_T)),
             lengths_T=padded(step.lengths_S, rows),
             pages_TW=pages_TW,
-            sequences_T=padded(sequences_of_rows(step), rows),
-            kernel_slots_T=kernel_slots,
-            kernel_tokens_TK=kernel_tokens,
         )
-
-    def kernels(self, step: Step, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """A row completes at most one."""
-        if self.sparse is None:
-            return np.zeros(rows, np.int32), np.zeros((rows, 1), np.int32)
-        new = new_kernels(self.sparse, step)
-        tokens_TK = np.full((rows, self.sparse.kernel_size), self.num_pages * PAGE_TOKENS, np.int32)
-        tokens_TK[: len(new.tokens_WK)] = new.tokens_WK
-        return padded(new.slots_W, rows, fill=self.num_pages * places_per_page(self.sparse)), tokens_TK
 
 
 def padded(values: np.ndarray, size: int, *, fill: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The arrays of a traced step: padded to one of few sizes, so that few graphs serve all steps.
+"""The arrays of a graph's step: padded to one of few sizes, so that few graphs serve all steps.
 
 Knows sizes, and what padding is; does not know what is computed.
 """
@@ -13,10 +13,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from minicpm4.model import Step
+from minicpm4.model import PAGE_TOKENS, Step
+from minicpm4.model.sparse_step import sequences_of_rows
 
 SIZES = (1, 8, 64)  # padded numbers of rows, below the most that a step may have
-
 
 Rows = tuple[Tensor, Tensor]  # an array [rows, columns], or [rows] of a step; and how many of the rows mean anything, int32 [1]
 
@@ -26,6 +26,7 @@ class PaddedStep:
     """A step's arrays, int32, and how many of them are real; see `model.step.Step`.
 
     num_tokens, num_wanted: how many are real, [1] each. There are as many sequences as rows: those past the step's have no tokens.
+    slots_T: of padding rows, the first of the page after the cache's last. sequences_T: the sequence that a row belongs to.
     """
 
     tokens_T: np.ndarray
@@ -37,6 +38,7 @@ class PaddedStep:
     starts_T1: np.ndarray
     lengths_T: np.ndarray
     pages_TW: np.ndarray
+    sequences_T: np.ndarray
 
     def tensors(self) -> list[Tensor]:
         return [Tensor(getattr(self, field.name)) for field in fields(self)]
@@ -64,15 +66,17 @@ class GraphStep:
         self.tokens_T: Rows = (f["tokens_T"], f["num_tokens"])
         self.positions_T: Rows = (f["positions_T"], f["num_tokens"])
         self.wanted_R: Rows = (f["wanted_R"], f["num_wanted"])
-        self.places = tuple(f[name] for name in ("positions_T", "slots_T", "starts_T1", "lengths_T", "pages_TW"))
+        self.slots_T, self.starts_T1, self.lengths_T = f["slots_T"], f["starts_T1"], f["lengths_T"]
+        self.pages_TW, self.sequences_T = f["pages_TW"], f["sequences_T"]
 
 
 @dataclass(frozen=True)
 class Padder:
-    """What steps are padded to. max_rows: the most that a step may have. max_pages: of a sequence, W."""
+    """What steps are padded to. max_rows: the most that a step may have. max_pages: of a sequence, W. num_pages: of the cache."""
 
     max_rows: int
     max_pages: int
+    num_pages: int
 
     def size(self, count: int) -> int:
         """The smallest size that holds so many rows."""
@@ -82,17 +86,18 @@ class Padder:
         rows = self.size(len(step.tokens_T))
         pages_TW = np.zeros((rows, self.max_pages), np.int32)
         width = min(self.max_pages, step.pages_SP.shape[1])
-        pages_TW[: len(step.pages_SP), :width] = step.pages_SP[:, :width]
+        pages_TW[: len(step.pages_SP), :width] = np.maximum(step.pages_SP[:, :width], 0)
         return PaddedStep(
             tokens_T=padded(step.tokens_T, rows),
             positions_T=padded(step.positions_T, rows),
             wanted_R=padded(step.wanted_R, self.size(len(step.wanted_R))),
             num_tokens=np.array([len(step.tokens_T)], np.int32),
             num_wanted=np.array([len(step.wanted_R)], np.int32),
-            slots_T=padded(step.slots_T, rows),
+            slots_T=padded(step.slots_T, rows, fill=self.num_pages * PAGE_TOKENS),
             starts_T1=padded(step.starts_S1, rows + 1, fill=len(step.tokens_T)),
             lengths_T=padded(step.lengths_S, rows),
             pages_TW=pages_TW,
+            sequences_T=padded(sequences_of_rows(step), rows),
         )
 
 

@@ -48,7 +48,18 @@ LIBRARIES = {
     "typer": ("cli",),
     "rich": ("cli",),
 }
-HEAVY = ("torch", "mindspore", "transformers", "matplotlib", "wonderwords", "huggingface_hub", "tokenizers", "sentencepiece", "typer", "rich")
+HEAVY = (
+    "torch",
+    "mindspore",
+    "transformers",
+    "matplotlib",
+    "wonderwords",
+    "huggingface_hub",
+    "tokenizers",
+    "sentencepiece",
+    "typer",
+    "rich",
+)
 
 
 def place_of(path: Path) -> str:

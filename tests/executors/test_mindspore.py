@@ -27,7 +27,9 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
 
 def test_a_context_that_grows_to_the_caches_size_needs_one_graph() -> None:
     weights = toy_weights(CONFIG)
-    runner, reference = (toy_executor(name, CONFIG, weights, context_length=320, num_pages=5, max_step_tokens=128) for name in ("mindspore", "reference"))
+    runner, reference = (
+        toy_executor(name, CONFIG, weights, context_length=320, num_pages=5, max_step_tokens=128) for name in ("mindspore", "reference")
+    )
     tokens, pages = prompt(320), range(5)
     for start in (0, 128):
         runner.run(plan_step([(tokens[start : start + 128], start, pages)], wants_all=False))
@@ -70,7 +72,10 @@ def test_long_rope_at_far_positions() -> None:
     weights, pages = toy_weights(config), [*([0] * 1562), 1, 2]
     runner, reference = (toy_executor(name, config, weights, num_pages=3) for name in ("mindspore", "reference"))
     step = plan_step([(prompt(20), 0, [0])])
-    far = type(step)(**vars(step) | {"positions_T": step.positions_T + 100_000, "lengths_S": step.lengths_S + 100_000, "pages_SP": np.array([pages], np.int32)})
+    far = type(step)(
+        **vars(step)
+        | {"positions_T": step.positions_T + 100_000, "lengths_S": step.lengths_S + 100_000, "pages_SP": np.array([pages], np.int32)}
+    )
     assert np.isfinite(runner.run(far)).all()
     rotated, wanted = (r.run(step) for r in (runner, reference))
     np.testing.assert_allclose(rotated, wanted, rtol=0, atol=1e-5)
@@ -79,7 +84,12 @@ def test_long_rope_at_far_positions() -> None:
 def test_choices_say_what_was_chosen_and_why() -> None:
     runner = toy_executor("mindspore", CONFIG, toy_weights(CONFIG), isa="generic", max_step_tokens=64)
     told = " ".join(map(str, runner.choices))
-    for words in ("device cpu (asked for; MindSpore 2.", "isa generic (asked for)", "fp32 on cpu (products, lookups and attention by our", "graphs of 1, 8, 64 rows"):
+    for words in (
+        "device cpu (asked for; MindSpore 2.",
+        "isa generic (asked for)",
+        "fp32 on cpu (products, lookups and attention by our",
+        "graphs of 1, 8, 64 rows",
+    ):
         assert words in told
 
 
@@ -122,7 +132,10 @@ def test_the_default_model_answers(default_gguf: Path) -> None:
 
 def test_a_process_without_source_of_its_own_computes_and_ends(tmp_path: Path) -> None:
     """MindSpore reads functions from their source; who calls them may have none."""
-    code = "from tests.toy import *; c = toy_config(); x = toy_executor('mindspore', c, toy_weights(c)); print(x.run(plan_step([([5], 0, [0])])).shape)"
+    code = (
+        "from tests.toy import *; config = toy_config(); runner = toy_executor('mindspore', config, toy_weights(config));"
+        "print(runner.run(plan_step([([5], 0, [0])])).shape)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout) == (0, "(1, 97)\n")
     assert "leaked" not in done.stderr

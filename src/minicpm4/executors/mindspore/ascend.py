@@ -105,4 +105,6 @@ def use_ascend() -> None:
         ms.set_device("Ascend")
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(f"MindSpore finds no Ascend device: {reason}", hint="use --device cpu, or install CANN and its drivers") from error
+        raise UnsupportedError(
+            f"MindSpore finds no Ascend device: {reason}", hint="use --device cpu, or install CANN and its drivers"
+        ) from error

@@ -76,9 +76,7 @@ class CpuOps(PortableOps):
 
     def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: GraphStep) -> Rows:
         place, positions = self.addresses[layer], step.positions_T[0]
-        out = self.kernel(
-            q_THD[0], k_TGD[0], v_TGD[0], positions, step.slots_T, step.starts_T1, step.lengths_T, step.pages_TW, place
-        )
+        out = self.kernel(q_THD[0], k_TGD[0], v_TGD[0], positions, step.slots_T, step.starts_T1, step.lengths_T, step.pages_TW, place)
         return out, q_THD[1]
 
     def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, WeightLoader
-from minicpm4.executors.cpu_kernels import USABLE_ISAS, weight_bytes
+from minicpm4.executors.cpu_kernels import USABLE_ISAS
 from minicpm4.executors.mindspore.ascend import AscendDevice
 from minicpm4.executors.mindspore.cpu import CpuDevice
 from minicpm4.executors.mindspore.ops import GraphModel
@@ -22,8 +22,6 @@ from minicpm4.executors.mindspore.rows import SIZES, GraphStep, Padder
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward, pages_for
 from minicpm4.quant import KV_FORMATS
-
-__all__ = ["CAPABILITIES", "MindSporeExecutor", "create", "free_memory", "weight_bytes"]
 
 DEVICES: dict[str, type[CpuDevice] | type[AscendDevice]] = {"cpu": CpuDevice, "ascend": AscendDevice}
 CAPABILITIES = Capabilities(

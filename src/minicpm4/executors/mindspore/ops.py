@@ -51,7 +51,7 @@ class GraphRope:
 
     @classmethod
     def of(cls, table: RopeTable) -> GraphRope:
-        signs = np.repeat(np.float32([-table.magnitude, table.magnitude]), len(table.inverse_factors_F))
+        signs = np.repeat(np.array([-table.magnitude, table.magnitude], np.float32), len(table.inverse_factors_F))
         factors, frequencies = (Tensor(np.tile(part, 2)) for part in (table.inverse_factors_F, table.inverse_frequencies_F))
         return cls(factors, frequencies, Tensor(table.magnitude, ms.float32), Tensor(signs))
 

@@ -13,7 +13,7 @@ import numpy as np
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
 from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, Peaks, WeightLoader
-from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule, weight_bytes
+from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
 from minicpm4.executors.native.schedule import add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
@@ -32,6 +32,7 @@ CAPABILITIES = Capabilities(
     keeps_packed=True,
     kernel_format=AS_CACHE,
 )
+
 
 def free_memory(device: str) -> int | None:
     """Bytes that can be allocated; None where the system does not say."""

@@ -6,54 +6,58 @@ docs/mindspore.md for what to check on a device.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
 from minicpm4.errors import UnsupportedError
 from minicpm4.executors.base import ExecutorOptions, WeightLoader
-from minicpm4.executors.mindspore.ops import PortableOps
-from minicpm4.executors.mindspore.rows import GraphStep, Rows
+from minicpm4.executors.mindspore.graph import GraphWriter, Rows
+from minicpm4.executors.mindspore.ops import ADD, GATHER, JOIN, RESHAPE, PortableOps
+from minicpm4.executors.mindspore.rows import NamedStep
 from minicpm4.hardware import Choice
-from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Step
+from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
 from minicpm4.quant import dequantize
 
+PRODUCT, STORE, SWIGLU = ops.MatMul(transpose_b=True), ops.ReshapeAndCache(), ops.auto_generate.Swiglu()
 
-@ms.jit_class
+
 class AscendOps(PortableOps):
     """Every row attends as a sequence of its own with its sequence's pages, up to its own position: prompts and decoding alike."""
 
-    def __init__(self, config: ModelConfig, num_pages: int) -> None:
-        super().__init__(config)
-        self.eps, self.heads_shape = config.norm_eps, (-1, config.num_heads, config.head_dim)
-        shape = (num_pages + 1, PAGE_TOKENS, config.num_kv_heads, config.head_dim)  # the last page is for padding rows
-        self.keys, self.values = (
-            tuple(zeros(f"{name}.{layer}", shape) for layer in range(config.num_layers)) for name in ("keys", "values")
-        )
-        self.multiply = ops.MatMul(transpose_b=True)
-        self.store = ops.ReshapeAndCache()
+    def __init__(self, config: ModelConfig, writer: GraphWriter, *, keys: tuple[Parameter, ...], values: tuple[Parameter, ...]) -> None:
+        super().__init__(config, writer, ms.bfloat16)
+        self.config, self.keys, self.values = config, keys, values
         self.paged = ops.PagedAttention(config.num_heads, config.head_dim**-0.5, config.num_kv_heads)
-        self.kv_shape = (-1, config.num_kv_heads, config.head_dim)
+        self.one = Tensor(1, ms.int32)
 
     def embed(self, table: Parameter, tokens_T: Rows) -> Rows:
-        return ops.gather(table, tokens_T[0], 0), tokens_T[1]
+        name = self.writer.call(GATHER, self.writer.name_of(table), tokens_T.name, "0")
+        return replace(tokens_T, name=name, columns=table.shape[1])
 
-    def rms_norm(self, x_TK: Rows, weight_K: Parameter, eps: Tensor) -> Rows:
-        return ops.rms_norm(x_TK[0], weight_K, self.eps)[0], x_TK[1]
+    def rms_norm(self, x_TK: Rows, weight_K: Parameter, eps: float) -> Rows:
+        normed, _ = self.writer.call(ops.RmsNorm(eps), x_TK.name, self.writer.name_of(weight_K), outputs=2).split(", ")
+        return replace(x_TK, name=normed)
 
     def linear(self, x_TK: Rows, weight_NK: Parameter) -> Rows:
-        return self.multiply(x_TK[0], weight_NK), x_TK[1]
+        return replace(x_TK, name=self.writer.call(PRODUCT, x_TK.name, self.writer.name_of(weight_NK)), columns=weight_NK.shape[0])
 
-    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: GraphStep) -> Rows:
-        q, count = q_THD
-        keys, values = self.keys[layer], self.values[layer]
-        self.store(ops.reshape(k_TGD[0], self.kv_shape), ops.reshape(v_TGD[0], self.kv_shape), keys, values, step.slots_T)
-        pages = ops.gather(step.pages_TW, step.sequences_T, 0)
-        out = self.paged(ops.reshape(q, self.heads_shape), keys, values, pages, step.positions_T[0] + 1, None, None, None, None)
-        return ops.reshape(out, q.shape), count
+    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: NamedStep) -> Rows:
+        w, keys, values = self.writer, self.writer.name_of(self.keys[layer]), self.writer.name_of(self.values[layer])
+        w.call(STORE, self.heads(k_TGD), self.heads(v_TGD), keys, values, "slots_T")
+        pages = w.call(GATHER, "pages_TW", "sequences_T", "0")
+        lengths = w.call(ADD, step.positions_T.name, w.name_of(self.one))
+        out = w.call(self.paged, self.heads(q_THD), keys, values, pages, lengths, "None", "None", "None", "None")
+        return replace(q_THD, name=w.call(RESHAPE, out, f"({q_THD.num_rows}, {q_THD.columns})"))
+
+    def heads(self, x: Rows) -> str:
+        return self.writer.call(RESHAPE, x.name, f"({x.num_rows}, {x.columns // self.head_dim}, {self.head_dim})")
 
     def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
-        return ops.swiglu(ops.concat((gate_TK[0], up_TK[0]), -1), -1), gate_TK[1]
+        joined = self.writer.call(JOIN, f"({gate_TK.name}, {up_TK.name})")
+        return replace(gate_TK, name=self.writer.call(SWIGLU, joined, "-1"))
 
 
 class AscendDevice:
@@ -62,25 +66,28 @@ class AscendDevice:
     def __init__(self, config: ModelConfig, options: ExecutorOptions) -> None:
         check_options(options)
         use_ascend()
-        self.config, self.operations = config, AscendOps(config, options.num_pages)
-        self.kv_bytes = sum(int(parameter.nbytes) for parameter in (*self.operations.keys, *self.operations.values))
+        self.config = config
+        shape = (options.num_pages + 1, PAGE_TOKENS, config.num_kv_heads, config.head_dim)  # the last page is for padding rows
+        self.keys, self.values = (
+            tuple(zeros(f"{name}.{layer}", shape) for layer in range(config.num_layers)) for name in ("keys", "values")
+        )
+        self.kv_bytes = sum(int(parameter.nbytes) for parameter in (*self.keys, *self.values))
         self.choices = (
             Choice("operations", "bf16 on ascend", "ReshapeAndCache, PagedAttention, rms_norm, swiglu; never tested on a device"),
         )
 
+    def operations(self, writer: GraphWriter) -> AscendOps:
+        return AscendOps(self.config, writer, keys=self.keys, values=self.values)
+
     def load(self, weights: WeightLoader, name: str) -> Parameter:
         return Parameter(Tensor(dequantize(weights(name))).astype(ms.bfloat16), name=name, requires_grad=False)
-
-    def bytes_read(self, model: Model[Parameter]) -> int:
-        read = [*(weight for layer in model.layers for weight in vars(layer).values()), model.head]
-        return sum(int(weight.nbytes) for weight in read)
 
     def check(self, step: Step) -> None:
         """Nothing here reads past what it is given."""
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         random = np.random.default_rng(seed)
-        for parameter in (*self.operations.keys, *self.operations.values):
+        for parameter in (*self.keys, *self.values):
             values = parameter.astype(ms.float32).asnumpy()
             values[pages] = random.standard_normal(values[pages].shape, dtype=np.float32)
             parameter.set_data(Tensor(values).astype(ms.bfloat16))

@@ -8,7 +8,7 @@ the rows and tokens that there are, not for padding. MindSpore on a CPU has no f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,27 +20,25 @@ from minicpm4 import _native
 from minicpm4.errors import CapacityError
 from minicpm4.executors.base import ExecutorOptions, WeightLoader
 from minicpm4.executors.cpu_kernels import choose_isa, native_rule
-from minicpm4.executors.mindspore.ops import PortableOps
-from minicpm4.executors.mindspore.rows import GraphStep, Rows
+from minicpm4.executors.mindspore.graph import GraphWriter, Rows
+from minicpm4.executors.mindspore.ops import ADD, MULTIPLY, PortableOps
+from minicpm4.executors.mindspore.rows import NamedStep
 from minicpm4.hardware import Choice
-from minicpm4.model import Model, ModelConfig, Step
+from minicpm4.model import ModelConfig, Step
 from minicpm4.quant import dequantize
 
-
-@ms.jit_class
-@dataclass(frozen=True)
-class CpuVector:
-    values: Tensor
+MEAN, RSQRT, SIGMOID = ops.ReduceMean(keep_dims=True), ops.Rsqrt(), ops.Sigmoid()
 
 
-@ms.jit_class
 @dataclass(frozen=True)
 class CpuMatrix:
     """In our packed form, which a graph knows by its address (int64 [1]), and does not own. multiply, look_up: custom operations."""
 
+    shape: tuple[int, ...]
     address: Tensor
     multiply: Any
     look_up: Any
+    nbytes: int
 
 
 def custom(symbol: str, columns: int) -> Any:
@@ -55,32 +53,36 @@ def custom(symbol: str, columns: int) -> Any:
     return operation
 
 
-@ms.jit_class
 class CpuOps(PortableOps):
-    """float32 throughout."""
+    """float32 throughout. addresses: of the attention and each layer's number, int64 [2]."""
 
-    def __init__(self, config: ModelConfig, attention: _native.AttentionHandle) -> None:
-        super().__init__(config)
-        self.addresses = tuple(Tensor([attention.address, layer], ms.int64) for layer in range(config.num_layers))
-        self.kernel = custom("attend", config.num_heads * config.head_dim)
+    def __init__(self, config: ModelConfig, writer: GraphWriter, *, addresses: tuple[Tensor, ...]) -> None:
+        super().__init__(config, writer, ms.float32)
+        self.addresses, self.kernel = addresses, custom("attend", config.num_heads * config.head_dim)
 
     def embed(self, table: CpuMatrix, tokens_T: Rows) -> Rows:
-        return table.look_up(tokens_T[0], table.address), tokens_T[1]
+        name = self.writer.call(table.look_up, tokens_T.name, self.writer.name_of(table.address))
+        return replace(tokens_T, name=name, columns=table.shape[1])
 
-    def rms_norm(self, x_TK: Rows, weight_K: CpuVector, eps: Tensor) -> Rows:
-        x, count = x_TK
-        return x * ops.rsqrt(ops.mean(x * x, -1, True) + eps) * weight_K.values, count
+    def rms_norm(self, x_TK: Rows, weight_K: Tensor, eps: float) -> Rows:
+        w = self.writer
+        mean_square = w.call(MEAN, w.call(MULTIPLY, x_TK.name, x_TK.name), "-1")
+        factor = w.call(RSQRT, w.call(ADD, mean_square, w.number(eps)))
+        return replace(x_TK, name=w.call(MULTIPLY, w.call(MULTIPLY, x_TK.name, factor), w.name_of(weight_K)))
 
     def linear(self, x_TK: Rows, weight_NK: CpuMatrix) -> Rows:
-        return weight_NK.multiply(x_TK[0], x_TK[1], weight_NK.address), x_TK[1]
+        name = self.writer.call(weight_NK.multiply, x_TK.name, x_TK.count, self.writer.name_of(weight_NK.address))
+        return replace(x_TK, name=name, columns=weight_NK.shape[0])
 
-    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: GraphStep) -> Rows:
-        place, positions = self.addresses[layer], step.positions_T[0]
-        out = self.kernel(q_THD[0], k_TGD[0], v_TGD[0], positions, step.slots_T, step.starts_T1, step.lengths_T, step.pages_TW, place)
-        return out, q_THD[1]
+    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: NamedStep) -> Rows:
+        arrays = (step.positions_T.name, "slots_T", "starts_T1", "lengths_T", "pages_TW")
+        place = self.writer.name_of(self.addresses[layer])
+        return replace(q_THD, name=self.writer.call(self.kernel, q_THD.name, k_TGD.name, v_TGD.name, *arrays, place))
 
     def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
-        return ops.silu(gate_TK[0]) * up_TK[0], gate_TK[1]
+        w = self.writer
+        activated = w.call(MULTIPLY, gate_TK.name, w.call(SIGMOID, gate_TK.name))
+        return replace(gate_TK, name=w.call(MULTIPLY, activated, up_TK.name))
 
 
 class CpuDevice:
@@ -90,7 +92,7 @@ class CpuDevice:
     def __init__(self, config: ModelConfig, options: ExecutorOptions) -> None:
         use_one_thread()
         isa = choose_isa(options.isa)
-        self.isa, self.vocab_size, self.team = isa.value, config.vocab_size, shared_team(options.threads)
+        self.isa, self.team = isa.value, shared_team(options.threads)
         self.attention = _native.AttentionHandle(
             isa.value,
             self.team,
@@ -106,35 +108,31 @@ class CpuDevice:
         self.arena, self.packers = _native.Arena(), _native.Team(1)
         self.operation = cache(custom)
         self.handles: list[_native.WeightHandle] = []
-        self.packed_bytes: dict[CpuMatrix, int] = {}
-        self.operations = CpuOps(config, self.attention)
+        self.config, self.addresses = config, tuple(Tensor([self.attention.address, n], ms.int64) for n in range(config.num_layers))
         self.kv_bytes = int(self.attention.kv_bytes)
         self.choices = (
             Choice("operations", "fp32 on cpu", "products, lookups and attention by our kernels, the rest by MindSpore's"),
             isa,
         )
 
-    def load(self, weights: WeightLoader, name: str) -> CpuVector | CpuMatrix:
+    def operations(self, writer: GraphWriter) -> CpuOps:
+        return CpuOps(self.config, writer, addresses=self.addresses)
+
+    def load(self, weights: WeightLoader, name: str) -> Tensor | CpuMatrix:
         tensor = weights(name)
         if len(tensor.shape) == 1:
-            return CpuVector(Tensor(dequantize(tensor)))
+            return Tensor(dequantize(tensor))
         rows, columns = tensor.shape
         packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self.packers, self.arena)
         self.handles.append(_native.WeightHandle(self.isa, self.team, packed))
         address = Tensor([self.handles[-1].address], ms.int64)
-        matrix = CpuMatrix(address, self.operation("multiply", rows), self.operation("look_up", columns))
-        self.packed_bytes[matrix] = packed.nbytes
-        return matrix
-
-    def bytes_read(self, model: Model[Any]) -> int:
-        """By the products of one token."""
-        read = [*(weight for layer in model.layers for weight in vars(layer).values()), model.head]
-        return sum(self.packed_bytes.get(weight, 0) for weight in read)
+        multiply, look_up = self.operation("multiply", rows), self.operation("look_up", columns)
+        return CpuMatrix(tensor.shape, address, multiply, look_up, packed.nbytes)
 
     def check(self, step: Step) -> None:
         """ValueError where a step would leave the memory."""
         s = step
-        self.attention.check(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.vocab_size)
+        self.attention.check(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size)
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self.attention.randomize(np.ascontiguousarray(pages, np.int32), seed)

@@ -5,20 +5,20 @@ What differs between devices is one entry of `DEVICES`; what a graph is fed with
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.cpu_kernels import USABLE_ISAS
 from minicpm4.executors.mindspore.ascend import AscendDevice
 from minicpm4.executors.mindspore.cpu import CpuDevice
-from minicpm4.executors.mindspore.ops import GraphModel
-from minicpm4.executors.mindspore.rows import SIZES, GraphStep, Padder
+from minicpm4.executors.mindspore.graph import GraphWriter
+from minicpm4.executors.mindspore.ops import CAST
+from minicpm4.executors.mindspore.rows import INPUTS, SIZES, NamedStep, Padder
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward, pages_for
 from minicpm4.quant import KV_FORMATS
@@ -32,7 +32,6 @@ CAPABILITIES = Capabilities(
     isas=frozenset((None, *USABLE_ISAS)),
     kernel_format=AS_CACHE,
 )
-NUMBERS = itertools.count()  # of graphs in this process
 
 
 def free_memory(device: str) -> int | None:
@@ -55,18 +54,18 @@ class MindSporeExecutor:
             *self._device.choices,
             Choice("graphs", f"of {', '.join(map(str, sizes))} rows", "compiled when first needed, never again as a context grows"),
         )
-        model: Model[Any] = assemble(config, lambda name: self._device.load(weights, name), context_length=options.context_length)
-        self._model = GraphModel.of(model)
+        self._model: Model[Any] = assemble(config, lambda name: self._device.load(weights, name), context_length=options.context_length)
         self._padder = Padder(options.max_step_tokens, pages_for(options.context_length), options.num_pages)
         self._graphs: dict[tuple[int, int], Callable[..., Tensor]] = {}
-        self.weight_bytes = int(self._device.bytes_read(model))
+        matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
+        self.weight_bytes = sum(int(weight.nbytes) for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = int(self._device.kv_bytes)
 
     def run(self, step: Step) -> np.ndarray:
         self._device.check(step)
         padded = self._padder.pad(step)
         if padded.size not in self._graphs:
-            self._graphs[padded.size] = compiled(self._device.operations, self._model, GraphStep(padded))
+            self._graphs[padded.size] = write_graph(self._device.operations, self._model, padded.size)
         logits: np.ndarray = self._graphs[padded.size](*padded.tensors()).asnumpy()
         return logits[: len(step.wanted_R)]
 
@@ -82,16 +81,11 @@ class MindSporeExecutor:
         del self._graphs, self._model, self._device
 
 
-def compiled(operations: Any, model: GraphModel, step: GraphStep) -> Callable[..., Tensor]:
-    """The forward pass as a function of a step's tensors of one size; MindSpore compiles it from its source when it is called first."""
-
-    def logits(*tensors: Tensor) -> Tensor:
-        for parameter, tensor in zip(step.inputs, tensors):  # noqa: B905 -- the compiler knows no strict=
-            ops.assign(parameter, tensor)
-        return ops.cast(forward(operations, model, step)[0], ms.float32)
-
-    logits.__name__ = f"logits_{next(NUMBERS)}"  # MindSpore finds graphs again by name and id, and an id may come back
-    return ms.jit(logits)
+def write_graph(operations: Callable[[GraphWriter], Any], model: Model[Any], size: tuple[int, int]) -> Callable[..., Tensor]:
+    """The forward pass as a function of a padded step's tensors, float32 logits; size: padded rows and wanted rows."""
+    writer = GraphWriter()
+    logits = forward(operations(writer), model, NamedStep.of(*size))
+    return writer.compiled(INPUTS, writer.call(CAST, logits.name, writer.name_of(ms.float32)))
 
 
 def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> MindSporeExecutor:

@@ -1,102 +1,64 @@
-"""The operations of `model.ops` that MindSpore has on every device, and the model as its compiler can read it.
+"""The operations of `model.ops` that MindSpore has on every device. Each writes the lines of a graph that compute it.
 
-MindSpore compiles these functions, and `model.forward`, from their source: what they touch are tensors, operations made before,
-tuples, and fields of classes marked for it. Numbers come as float32 tensors, since it takes a float of a Python object for float64.
+Written in primitives: MindSpore's functions of the same names are compiled with their argument checks, at every use.
 """
 
 # T rows, K features, D head dim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from minicpm4.executors.mindspore.rows import Rows
-from minicpm4.model import Model, ModelConfig
-from minicpm4.model.model import Layer
+from minicpm4.executors.mindspore.graph import GraphWriter, Rows
+from minicpm4.model import ModelConfig
 from minicpm4.model.rope import RopeTable
 
-Rotation = tuple[Tensor, Tensor]
-
-
-@ms.jit_class
-@dataclass(frozen=True)
-class GraphConfig:
-    """What `forward` reads of `ModelConfig`."""
-
-    norm_eps: Tensor
-    embedding_scale: Tensor
-    residual_scale: Tensor
-    logit_divisor: Tensor
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> GraphConfig:
-        names = ("norm_eps", "embedding_scale", "residual_scale", "logit_divisor")
-        return cls(*(Tensor(getattr(config, name), ms.float32) for name in names))
-
-
-@ms.jit_class
-@dataclass(frozen=True)
-class GraphRope:
-    """`model.rope.RopeTable` for whole heads: the second half turns as the first, with sines of the other sign."""
-
-    factors_D: Tensor
-    frequencies_D: Tensor
-    cosine_magnitude: Tensor
-    sine_magnitudes_D: Tensor
-
-    @classmethod
-    def of(cls, table: RopeTable) -> GraphRope:
-        signs = np.repeat(np.array([-table.magnitude, table.magnitude], np.float32), len(table.inverse_factors_F))
-        factors, frequencies = (Tensor(np.tile(part, 2)) for part in (table.inverse_factors_F, table.inverse_frequencies_F))
-        return cls(factors, frequencies, Tensor(table.magnitude, ms.float32), Tensor(signs))
-
-
-@ms.jit_class
-class GraphLayer(Layer[Any]):
-    """A layer whose fields the compiler can read."""
-
-
-@ms.jit_class
-class GraphModel(Model[Any]):
-    """A model whose fields the compiler can read."""
-
-    @classmethod
-    def of(cls, model: Model[Any]) -> GraphModel:
-        layers = tuple(GraphLayer(**vars(layer)) for layer in model.layers)
-        return cls(**vars(model) | {"config": GraphConfig.of(model.config), "rope": GraphRope.of(model.rope), "layers": layers})
+Rotation = tuple[str, str]
+ADD, MULTIPLY, CAST, RESHAPE, GATHER = ops.Add(), ops.Mul(), ops.Cast(), ops.Reshape(), ops.Gather()
+COSINE, SINE, HALVES, JOIN = ops.Cos(), ops.Sin(), ops.Split(-1, 2), ops.Concat(-1)
 
 
 class PortableOps:
-    """See `model.ops.Ops`; what is missing here is each device's own. Results have the type of the activations that go in."""
+    """See `model.ops.Ops`; what is missing here is each device's own. dtype: of activations; rotations are float32."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.head_dim, self.half = config.head_dim, config.head_dim // 2
+    def __init__(self, config: ModelConfig, writer: GraphWriter, dtype: Any) -> None:
+        self.head_dim, self.writer, self.dtype = config.head_dim, writer, dtype
 
-    def scale(self, x_TK: Rows, factor: Tensor) -> Rows:
-        x, count = x_TK
-        return ops.cast(x * factor, x.dtype), count
+    def activation(self, name: str) -> str:
+        """What was computed in float32, in the type of activations."""
+        return name if self.dtype == ms.float32 else self.writer.call(CAST, name, self.writer.name_of(self.dtype))
 
-    def rotation(self, positions_T: Rows, table: GraphRope) -> Rotation:
-        """[T, 1, D] each, float32."""
-        positions = ops.reshape(ops.cast(positions_T[0], ms.float32), (-1, 1, 1))
-        angles = (positions * table.factors_D) * table.frequencies_D
-        return ops.cos(angles) * table.cosine_magnitude, ops.sin(angles) * table.sine_magnitudes_D
+    def scale(self, x_TK: Rows, factor: float) -> Rows:
+        if factor == 1.0:
+            return x_TK
+        return replace(x_TK, name=self.activation(self.writer.call(MULTIPLY, x_TK.name, self.writer.number(factor))))
+
+    def rotation(self, positions_T: Rows, table: RopeTable) -> Rotation:
+        """Of whole heads [T, 1, D], float32: cosines twice over, and sines of which the first half is negative."""
+        w = self.writer
+        factors, frequencies = (w.name_of(Tensor(np.tile(part, 2))) for part in (table.inverse_factors_F, table.inverse_frequencies_F))
+        magnitudes = np.repeat(np.array([-table.magnitude, table.magnitude], np.float32), self.head_dim // 2)
+        positions = w.call(RESHAPE, w.call(CAST, positions_T.name, w.name_of(ms.float32)), f"({positions_T.num_rows}, 1, 1)")
+        angles = w.call(MULTIPLY, w.call(MULTIPLY, positions, factors), frequencies)
+        cosines = w.call(MULTIPLY, w.call(COSINE, angles), w.number(table.magnitude))
+        return cosines, w.call(MULTIPLY, w.call(SINE, angles), w.name_of(Tensor(magnitudes)))
 
     def rope(self, x_TK: Rows, rotation: Rotation) -> Rows:
-        x, count = x_TK
-        heads = ops.reshape(x, (x.shape[0], -1, self.head_dim))
-        first, second = ops.split(heads, self.half, -1)
-        turned = heads * rotation[0] + ops.concat((second, first), -1) * rotation[1]
-        return ops.cast(ops.reshape(turned, x.shape), x.dtype), count
+        w = self.writer
+        heads = w.call(RESHAPE, x_TK.name, f"({x_TK.num_rows}, {x_TK.columns // self.head_dim}, {self.head_dim})")
+        first, second = w.call(HALVES, heads, outputs=2).split(", ")
+        swapped = w.call(JOIN, f"({second}, {first})")
+        turned = w.call(ADD, w.call(MULTIPLY, heads, rotation[0]), w.call(MULTIPLY, swapped, rotation[1]))
+        return replace(x_TK, name=self.activation(w.call(RESHAPE, turned, f"({x_TK.num_rows}, {x_TK.columns})")))
 
-    def add_scaled(self, x_TK: Rows, y_TK: Rows, factor: Tensor) -> Rows:
-        x, count = x_TK
-        return ops.cast(x + y_TK[0] * factor, x.dtype), count
+    def add_scaled(self, x_TK: Rows, y_TK: Rows, factor: float) -> Rows:
+        y = y_TK.name if factor == 1.0 else self.writer.call(MULTIPLY, y_TK.name, self.writer.number(factor))
+        return replace(x_TK, name=self.activation(self.writer.call(ADD, x_TK.name, y)))
 
     def take(self, x_TK: Rows, rows_R: Rows) -> Rows:
-        return ops.gather(x_TK[0], rows_R[0], 0), rows_R[1]
+        return replace(rows_R, name=self.writer.call(GATHER, x_TK.name, rows_R.name, "0"), columns=x_TK.columns)

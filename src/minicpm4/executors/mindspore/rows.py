@@ -1,4 +1,4 @@
-"""The arrays of a graph's step: padded to one of few sizes, so that few graphs serve all steps.
+"""A step's arrays, padded to one of few sizes, so that few graphs serve all steps.
 
 Knows sizes, and what padding is; does not know what is computed.
 """
@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
+from minicpm4.executors.mindspore.graph import Rows
 from minicpm4.model import PAGE_TOKENS, Step
 from minicpm4.model.sparse_step import sequences_of_rows
 
 SIZES = (1, 8, 64)  # padded numbers of rows, below the most that a step may have
 
-Rows = tuple[Tensor, Tensor]  # an array [rows, columns], or [rows] of a step; and how many of the rows mean anything, int32 [1]
-
 
 @dataclass(frozen=True)
 class PaddedStep:
-    """A step's arrays, int32, and how many of them are real; see `model.step.Step`.
+    """A step's arrays, int32, and how many of them are real; see `model.step.Step`. A graph's inputs have these names, in this order.
 
     num_tokens, num_wanted: how many are real, [1] each. There are as many sequences as rows: those past the step's have no tokens.
     slots_T: of padding rows, the first of the page after the cache's last. sequences_T: the sequence that a row belongs to.
@@ -41,7 +39,7 @@ class PaddedStep:
     sequences_T: np.ndarray
 
     def tensors(self) -> list[Tensor]:
-        return [Tensor(getattr(self, field.name)) for field in fields(self)]
+        return [Tensor(getattr(self, name)) for name in INPUTS]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -49,25 +47,21 @@ class PaddedStep:
         return len(self.tokens_T), len(self.wanted_R)
 
 
-@ms.jit_class
-class GraphStep:
-    """Where the operations of a graph read its step from: parameters, to which the graph first assigns what it is given, since the
-    compiler takes no objects whose fields vary.
+INPUTS = tuple(field.name for field in fields(PaddedStep))
 
-    inputs: in the order of `PaddedStep.tensors`.
-    """
 
-    def __init__(self, like: PaddedStep) -> None:
-        f = {
-            field.name: Parameter(Tensor(np.zeros_like(getattr(like, field.name))), name=field.name, requires_grad=False)
-            for field in fields(like)
-        }
-        self.inputs = tuple(f.values())
-        self.tokens_T: Rows = (f["tokens_T"], f["num_tokens"])
-        self.positions_T: Rows = (f["positions_T"], f["num_tokens"])
-        self.wanted_R: Rows = (f["wanted_R"], f["num_wanted"])
-        self.slots_T, self.starts_T1, self.lengths_T = f["slots_T"], f["starts_T1"], f["lengths_T"]
-        self.pages_TW, self.sequences_T = f["pages_TW"], f["sequences_T"]
+@dataclass(frozen=True)
+class NamedStep:
+    """What `forward` reads of a step, as names; operations mention the other inputs by theirs."""
+
+    tokens_T: Rows
+    positions_T: Rows
+    wanted_R: Rows
+
+    @classmethod
+    def of(cls, num_rows: int, num_wanted: int) -> NamedStep:
+        tokens, positions = (Rows(name, num_rows, 1, "num_tokens") for name in ("tokens_T", "positions_T"))
+        return cls(tokens, positions, Rows("wanted_R", num_wanted, 1, "num_wanted"))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,34 @@
 
 #include "packing.h"
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace minicpm4 {
 namespace {
+
+// Arithmetic as this project means it while it lives: MindSpore's threads take the smallest numbers for zero, and the scales of many a
+// half-precision block are such.
+class OrdinaryFloats {
+ public:
+#if defined(__SSE__)
+  OrdinaryFloats() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~OrdinaryFloats() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#elif defined(__aarch64__)
+  OrdinaryFloats() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~OrdinaryFloats() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+};
 
 constexpr int kTaskTiles = 8, kRowsPerTask = 128;  // as large as the tasks of the native executor's programs
 
@@ -159,6 +185,7 @@ int attend(const Call& call) {
 #define MINICPM4_CUSTOM_OP(name)                                                                                                   \
   extern "C" __attribute__((visibility("default"))) int minicpm4_##name(int num_params, void** params, int* ranks, int64_t** shapes, \
                                                                         const char** types, void*, void*) {                       \
+    const minicpm4::OrdinaryFloats floats;                                                                                         \
     return minicpm4::name({num_params, params, ranks, shapes, types});                                                             \
   }
 MINICPM4_CUSTOM_OP(multiply)

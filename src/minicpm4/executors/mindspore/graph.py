@@ -22,7 +22,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-NUMBERS = itertools.count()  # of graphs in this process: MindSpore finds graphs again by a function's name and id, and an id may come back
+# MindSpore remembers what it has compiled, operations and tensors among it, by name and id. So names are numbered, and what was compiled is
+# kept until the process ends, that no id comes back for something else; the large parts of an executor are not among it.
+NUMBERS = itertools.count()
+COMPILED: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class CompiledLater:
             module.__file__ = str(path)
             vars(module).update(self.objects)
             exec(compile(self.source, path, "exec"), vars(module))
+            COMPILED.append(vars(module))
             sys.modules[self.name] = module  # where the compiler looks the function's globals up
             try:
                 self.function = ms.jit(getattr(module, self.name))

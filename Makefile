@@ -1,5 +1,6 @@
 # make chat PROMPT="..."   answer a question (without PROMPT: an interactive chat)
 # make test                everything the tests need, then the tests
+# make test-mindspore      the MindSpore executor, in an environment of its own (2 GB; MINDSPORE=2.7.0 for another version)
 # make lint                formatting, lints, types
 # make bench               the default model's speed on this machine
 # make compare             the same beside other engines; ARGS="--set issue --engine llama.cpp=PYTHON", see benchmarks/README.md
@@ -9,9 +10,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+MINDSPORE ?= 2.10.0
+MINDSPORE_VENV := .venv-mindspore-$(MINDSPORE)
 NATIVE := pyproject.toml $(wildcard native/*.* native/simd/*)
 
-.PHONY: chat test lint bench compare clean
+.PHONY: chat test test-mindspore lint bench compare clean
 
 chat: $(VENV)/installed
 	@$(BIN)/minicpm4 chat $(if $(PROMPT),-p "$(PROMPT)") $(ARGS)
@@ -26,13 +29,17 @@ test: $(VENV)/tested
 	$(BIN)/minicpm4 pull default
 	$(BIN)/python -m pytest $(ARGS)
 
+test-mindspore: $(MINDSPORE_VENV)/tested
+	$(MINDSPORE_VENV)/bin/minicpm4 pull default
+	$(MINDSPORE_VENV)/bin/python -m pytest --mindspore -m "mindspore and not slow" $(ARGS)
+
 lint: $(VENV)/linted
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(VENV)-mindspore-* build
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV) || { echo "needs Python 3.11 or newer with venv (on Debian: apt install python3-venv)" >&2; exit 1; }
@@ -44,6 +51,12 @@ $(VENV)/installed: $(NATIVE) | $(VENV)/bin/pip
 
 $(VENV)/tested: $(VENV)/installed
 	$(PIP) install -e '.[test]'
+	@touch $@
+
+$(MINDSPORE_VENV)/tested: $(NATIVE)
+	@echo "building the native kernels and installing MindSpore $(MINDSPORE) (800 MB, once)" >&2
+	$(PYTHON) -m venv $(MINDSPORE_VENV)
+	$(MINDSPORE_VENV)/bin/pip --disable-pip-version-check --quiet install -e '.[test,mindspore]' 'mindspore==$(MINDSPORE)'
 	@touch $@
 
 $(VENV)/linted: $(VENV)/tested

@@ -15,6 +15,7 @@
 #include <stdexcept>
 
 #include "cpu.h"
+#include "custom_ops.h"
 #include "half.h"
 #include "packed_file.h"
 #include "packing.h"
@@ -26,6 +27,7 @@ using namespace minicpm4;
 namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Pages = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 
@@ -141,12 +143,17 @@ void check_step(const StepView& step, const Program::Options& options, int vocab
   }
 }
 
-nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
-                                  const nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& pages, const Ints& wanted, int vocabulary) {
+StepView view_of(const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths, const Pages& pages,
+                 const Ints& wanted) {
   require(positions.size() == tokens.size() && slots.size() == tokens.size(), "one position and one slot a token");
   require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size(), "one start, length and row of pages a sequence");
-  const StepView step{tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(),
-                      static_cast<int>(tokens.size()), static_cast<int>(lengths.size()), static_cast<int>(pages.shape(1)), static_cast<int>(wanted.size())};
+  return {tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(),
+          static_cast<int>(tokens.size()), static_cast<int>(lengths.size()), static_cast<int>(pages.shape(1)), static_cast<int>(wanted.size())};
+}
+
+nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
+                                  const Pages& pages, const Ints& wanted, int vocabulary) {
+  const StepView step = view_of(tokens, positions, slots, starts, lengths, pages, wanted);
   check_step(step, program.options(), vocabulary);
   const float* logits;
   {
@@ -262,6 +269,9 @@ NB_MODULE(_native, m) {
   m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"), nb::arg("arena"));
   m.def("read_packed", &read_packed, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::kw_only(), nb::arg("file"), nb::arg("offset"),
         nb::arg("checksum"), nb::arg("team"), nb::arg("arena"));
+  m.def("packed_bytes", [](const std::string& format, int rows, int columns) {
+    return round_up(rows, kTileRows) / kTileRows * tile_bytes_of(format_named(format), columns);
+  }, nb::arg("format"), nb::arg("rows"), nb::arg("columns"));
   m.attr("PACKED_FORM") = MINICPM4_PACKED_FORM;
   m.def("usable_isas", [] {
     std::vector<std::string> names;
@@ -319,4 +329,36 @@ NB_MODULE(_native, m) {
            nb::arg("wanted"), nb::arg("vocabulary"))
       .def("copy_pages", &copy_pages, nb::arg("sources"), nb::arg("targets"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));
+
+  // For custom operations of graphs, see custom_ops.h: an address is valid as long as its object.
+  nb::class_<SharedTeam>(m, "SharedTeam").def(nb::init<int>(), nb::arg("members"));
+  nb::class_<WeightHandle>(m, "WeightHandle")
+      .def("__init__",
+           [](WeightHandle* self, const std::string& isa, const std::shared_ptr<SharedTeam>& team, const PackedWeight& packed) {
+             new (self) WeightHandle(kernels_named(isa), team, packed.arena, packed.weight);
+           },
+           nb::arg("isa"), nb::arg("team"), nb::arg("packed"))
+      .def_prop_ro("address", [](const WeightHandle& handle) { return reinterpret_cast<int64_t>(&handle); });
+  nb::class_<AttentionHandle>(m, "AttentionHandle")
+      .def("__init__",
+           [](AttentionHandle* self, const std::string& isa, const std::shared_ptr<SharedTeam>& team, int max_rows, int num_pages, int num_layers, int num_heads,
+              int num_kv_heads, int head_dim, const std::string& kv_format, std::optional<SparseRule> sparse) {
+             new (self) AttentionHandle(kernels_named(isa), team, {max_rows, 0, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+                                                                   kv_format_named(kv_format), sparse.value_or(SparseRule{})});
+           },
+           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none())
+      .def_prop_ro("address", [](const AttentionHandle& handle) { return reinterpret_cast<int64_t>(&handle); })
+      .def_prop_ro("kv_bytes", [](AttentionHandle& handle) { return handle.program().kv_bytes(); })
+      .def("check",
+           [](const AttentionHandle& handle, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
+              const Pages& pages, const Ints& wanted, int vocabulary) {
+             check_step(view_of(tokens, positions, slots, starts, lengths, pages, wanted), handle.options(), vocabulary);
+           },
+           nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"), nb::arg("wanted"),
+           nb::arg("vocabulary"))
+      .def("copy_pages", [](AttentionHandle& handle, const Ints& sources, const Ints& targets) { copy_pages(handle.program(), sources, targets); },
+           nb::arg("sources"), nb::arg("targets"))
+      .def("randomize", [](AttentionHandle& handle, const Ints& pages, uint64_t seed) { randomize(handle.program(), pages, seed); }, nb::arg("pages"),
+           nb::arg("seed"));
 }

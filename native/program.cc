@@ -171,16 +171,20 @@ const float* Program::peaks() const {
 }
 
 const float* Program::run(const StepView& step) {
+  run_phases(step, 0, num_phases());
+  return row(result_buffer(), 0);
+}
+
+void Program::run_phases(const StepView& step, int first, int last) {
   cut_queries(step);
   for (Share& share : shares_) share.next.store(0, std::memory_order_relaxed);
   team_.run([&](int member) {
-    for (size_t i = 0; i < phases_.size(); ++i) {
+    for (int i = first; i < last; ++i) {
       if (phases_[i].kind == PhaseKind::tasks && num_tasks(phases_[i]) == 0) continue;
       run_phase(i, step, member);
       team_.barrier().wait();
     }
   });
-  return row(result_buffer(), 0);
 }
 
 void Program::run_phase(size_t index, const StepView& step, int member) {

@@ -75,6 +75,10 @@ class Program {
 
   // Runs one step; the result is the last instruction's buffer, or what its peaks are of: [wanted][stride], valid until the next run.
   const float* run(const StepView& step);
+  // Runs some of the phases; who runs a part fills the rows of the buffers that it reads, and reads those that it fills.
+  void run_phases(const StepView& step, int first, int last);
+  int num_phases() const { return static_cast<int>(phases_.size()); }
+  float* row(int buffer, int index) { return buffers_[buffer].values.as<float>() + buffers_[buffer].stride * index; }
   int result_stride() const { return static_cast<int>(buffers_[result_buffer()].stride); }
   int task_columns() const { return task_columns_; }
   // Of the newest result, [wanted][peaks_stride]; null where the program makes none.
@@ -158,7 +162,6 @@ class Program {
   void list_kernels(const StepView& step, int sequence);
   Rows rows_of(const Buffer& buffer) const;
   KernelLayer kernel_layer(const Memory& kept, const KernelShape& shape, int layer) const;
-  float* row(int buffer, int index) { return buffers_[buffer].values.as<float>() + buffers_[buffer].stride * index; }
   float* partial(int stretch, int head);
 
   const Kernels& kernels_;

@@ -1,5 +1,6 @@
-"""Fixtures shared by all tests: where real models lie, when they are there."""
+"""Shared by all tests: where real models lie, when they are there, and whether those of MindSpore were asked for."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,22 @@ import pytest
 from minicpm4.hardware import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mindspore", action="store_true", help="run what needs MindSpore too; it must be there, see make test-mindspore")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--mindspore"):  # launches one by one, so that an error names its own operation
+        importlib.import_module("mindspore").runtime.launch_blocking()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--mindspore"):
+        for item in items:
+            if item.get_closest_marker("mindspore"):
+                item.add_marker(pytest.mark.skip(reason="MindSpore wants an environment of its own: make test-mindspore"))
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from minicpm4.executors import Executor, ExecutorOptions, create_executor
 from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor, Step
 from minicpm4.model.config import RopeConfig
 from minicpm4.model.parameters import EMBEDDING, parameter_shapes
 from minicpm4.quant import quantize
+
+MINDSPORE = pytest.param("mindspore", marks=pytest.mark.mindspore)
+EXECUTORS = ("reference", "native", "torch", MINDSPORE)  # to parametrize tests with
 
 TOY = ModelConfig(
     vocab_size=97,

@@ -87,6 +87,20 @@ def test_show_and_pull_and_doctor(default_gguf):
     assert checks[f"sum of {default_gguf.name}"]["state"] == "ok"
 
 
+@pytest.mark.parametrize("executor", ["native", "torch", pytest.param("mindspore", marks=pytest.mark.mindspore)])
+def test_doctor_tries_an_executor(executor):
+    code, out, _ = run("doctor", "--executor", executor, "--json")
+    checks = {check["what"]: check for check in json.loads(out)}
+    assert (code, checks[f"executor {executor}: a trial"]["state"]) == (0, "ok")
+    assert "(" in checks[f"executor {executor}: {'isa' if executor == 'native' else 'device'}"]["found"]
+
+
+def test_doctor_says_why_an_executor_cannot_be_tried():
+    code, out, _ = run("doctor", "--executor", "native", "--device", "cuda")
+    assert code == 1
+    assert "executor native: executor native cannot do devices: cuda" in out
+
+
 def test_doctor_finds_one_wrong_byte(default_gguf, tmp_path):
     data = bytearray(default_gguf.read_bytes())
     data[-31:-29] = b"\xff\x7f"  # a scale of the last block becomes NaN

@@ -14,7 +14,8 @@ def test_a_checkout_names_its_commit_and_an_installed_copy_has_none(monkeypatch:
     assert recipe.source_commit() is None
 
 
-def test_only_the_torch_executor_names_its_torch() -> None:
+@pytest.mark.parametrize("executor", ["torch", pytest.param("mindspore", marks=pytest.mark.mindspore)])
+def test_an_executor_of_another_library_names_its_version(executor: str) -> None:
     facts = recipe.software_facts("native")
     assert facts.keys() >= {"machine", "system", "python", "numpy", "minicpm4", "commit"}
-    assert recipe.software_facts("torch").keys() - facts.keys() == {"torch"}
+    assert recipe.software_facts(executor).keys() - facts.keys() == {executor}

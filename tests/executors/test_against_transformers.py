@@ -12,9 +12,8 @@ import pytest
 from minicpm4.model import single_step
 from minicpm4.model.config import config_from_hf
 from tests.executors.plain_llama import llama_logits, toy_json
-from tests.toy import scales_of, toy_executor, toy_weights
+from tests.toy import EXECUTORS, scales_of, toy_executor, toy_weights
 
-EXECUTORS = ("reference", "native", "torch")
 SHORT = [1 + 0.05 * i for i in range(12)]
 LONG = [1 + 0.7 * i for i in range(12)]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}

@@ -9,12 +9,11 @@ from minicpm4.executors import Executor
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.parameters import HEAD
 from minicpm4.quant import dequantize, quantize
-from tests.toy import POISON, plan_step, poisoned_weights, toy_config, toy_executor, toy_weights
+from tests.toy import EXECUTORS, MINDSPORE, POISON, plan_step, poisoned_weights, toy_config, toy_executor, toy_weights
 
-EXECUTORS = ("reference", "native", "torch")
-# The native executor computes a row in the same order whatever surrounds it. numpy and torch choose another order of
+# The native executor computes a row in the same order whatever surrounds it. numpy, torch and MindSpore choose another order of
 # summation for another shape: sums of some 200 terms of size one, a rounding of 6e-8 each, through three layers.
-TOLERANCE = {"native": 0.0, "reference": 5e-6, "torch": 5e-6}
+TOLERANCE = {"native": 0.0, "reference": 5e-6, "torch": 5e-6, "mindspore": 5e-6}
 NUM_PAGES = 16
 
 
@@ -22,12 +21,12 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, POISON, length).tolist()
 
 
-@pytest.fixture(params=[("native", "f32"), ("native", "int8"), ("native", "int16"), ("reference", "f32"), ("torch", "f32")], ids="-".join)
+@pytest.fixture(params=["native", "native-int8", "native-int16", "reference", "torch", MINDSPORE])
 def runner(request: pytest.FixtureRequest) -> Executor:
     """A toy of q8_0 weights; with coded activations a row's codes are its own too."""
-    name, activations = request.param
+    name, _, activations = request.param.partition("-")
     config = toy_config()
-    return toy_executor(name, config, toy_weights(config, format_name="q8_0"), activations=activations)
+    return toy_executor(name, config, toy_weights(config, format_name="q8_0"), activations=activations or "f32")
 
 
 def check_same(runner: Executor, got: np.ndarray, wanted: np.ndarray) -> None:
@@ -96,7 +95,7 @@ def test_a_step_that_wants_nothing_still_writes_the_cache(runner: Executor) -> N
     check_same(runner, runner.run(plan_step([(tokens[9:], 9, [0])])).copy(), alone(runner, tokens, [1])[9:])
 
 
-@pytest.mark.parametrize("executor", ["reference", "native", "torch"])
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("kv_format", ["f32", "f16"])
 def test_what_was_not_written_is_never_read(executor: str, kv_format: str) -> None:
     """Every slot of every layer holds NaN, as left by a sequence of tokens whose embedding is NaN; then others take the pages."""

@@ -11,12 +11,12 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
-from minicpm4.executors import EXECUTORS, Capabilities, ExecutorOptions, capabilities_of, create_executor, executor_module
-from minicpm4.executors.native.executor import choose_isa
+from minicpm4.executors import Capabilities, ExecutorOptions, capabilities_of, create_executor, executor_module
+from minicpm4.executors.cpu_kernels import choose_isa
 from minicpm4.model import STORAGE_FORMATS
 from minicpm4.model.parameters import NORM
 from minicpm4.quant import quantize
-from tests.toy import plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import EXECUTORS, MINDSPORE, plan_step, toy_config, toy_executor, toy_weights
 
 CONFIG = toy_config()
 
@@ -45,7 +45,7 @@ def test_what_cannot_be_done_is_said(executor: str, formats: set[str], options: 
 
 
 def test_an_executor_that_there_is_not() -> None:
-    with pytest.raises(ConfigError, match="there is no executor 'onnx'; choose one of native, reference, torch"):
+    with pytest.raises(ConfigError, match="there is no executor 'onnx'; choose one of native, reference, torch, mindspore"):
         create_executor("onnx", CONFIG, refuse_to_load, options=ExecutorOptions(64, 1), formats=())
 
 
@@ -133,16 +133,16 @@ def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (123, 456))
     assert executor_module("torch").free_memory("cuda") == 123
-    for executor in EXECUTORS:
+    for executor in ("native", "reference", "torch"):
         assert (executor_module(executor).free_memory("cpu") or 1 << 30) > 1 << 20
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedError, match="torch finds no CUDA device"):
         executor_module("torch").free_memory("cuda")
 
 
-def test_every_executor_reads_every_format() -> None:
-    for executor in EXECUTORS:
-        assert capabilities_of(executor).weight_formats == frozenset(STORAGE_FORMATS)
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_every_executor_reads_every_format(executor: str) -> None:
+    assert capabilities_of(executor).weight_formats == frozenset(STORAGE_FORMATS)
 
 
 def test_all_that_is_asked_at_once_may_be_had() -> None:
@@ -187,10 +187,11 @@ WRONG_STEPS = {
 }
 
 
+@pytest.mark.parametrize("executor", ["native", MINDSPORE])
 @pytest.mark.parametrize("message", WRONG_STEPS)
-def test_a_step_that_would_leave_the_memory_stops_at_the_border(message: str) -> None:
+def test_a_step_that_would_leave_the_memory_stops_at_the_border(message: str, executor: str) -> None:
     """Such a step is a mistake of the engine, not of the user; it must not become a crash or a wrong answer."""
-    runner = toy_executor("native", CONFIG, toy_weights(CONFIG), num_pages=4, max_step_tokens=8)
+    runner = toy_executor(executor, CONFIG, toy_weights(CONFIG), num_pages=4, max_step_tokens=8)
     good = plan_step([([1, 2], 0, [0])])
     runner.run(good)
     fields = vars(good) | {name: np.array(value, np.int32) for name, value in WRONG_STEPS[message].items()}

@@ -12,8 +12,8 @@ from minicpm4.model import ModelConfig, single_step
 from minicpm4.model.config import config_from_hf
 from tests.checkpoint.checkpoint_files import permute, tiny_weights, write_folder, write_gguf_model
 from tests.executors.plain_llama import toy_json
+from tests.toy import EXECUTORS
 
-EXECUTORS = ("reference", "native", "torch")
 TOKENS = np.random.default_rng(5).integers(0, 97, 70).astype(np.int32)
 FACTORS = np.float32([1 + 0.3 * i for i in range(12)])
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}

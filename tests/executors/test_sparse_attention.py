@@ -17,9 +17,8 @@ from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.sparse import COARSE, candidates, compress, num_kernels, pool_blocks, score_kernels, select_blocks
 from minicpm4.model.sparse_step import kernel_slots, new_kernels, plan_sparse
-from tests.toy import POISON, plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import EXECUTORS, MINDSPORE, POISON, plan_step, toy_config, toy_executor, toy_weights
 
-EXECUTORS = ("reference", "torch", "native")
 TINY = SparseConfig(window_size=64, topk=2, dense_len=0)  # three blocks of 64: the first, its own, and one chosen
 MIXED = SparseConfig(window_size=128, topk=3, dense_len=300)
 COARSE_TINY = SparseConfig(window_size=64, topk=2, dense_len=100, has_coarse_lse=True)
@@ -68,7 +67,7 @@ def test_rows_up_to_dense_len_are_dense(executor: str) -> None:
     assert np.abs(sparse[299:] - dense[299:]).max(axis=1).min() > 1e-3
 
 
-@pytest.mark.parametrize("executor", ["torch", "native"])
+@pytest.mark.parametrize("executor", ["torch", "native", MINDSPORE])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(8, 1, 24), (3, 3, 10), (6, 2, 16), (16, 1, 6)], ids=["of-8", "of-1", "of-3", "of-16"]

@@ -50,7 +50,7 @@ def row_of(result: BenchResult) -> str:
     share = "-" if result.bandwidth_share is None else f"{100 * result.bandwidth_share:.0f} %"
     cells = {
         "model": result.model,
-        "executor": f"{result.executor} {result.isa}",
+        "executor": " ".join(filter(None, (result.executor, str(result.recipe.get(result.executor, "")), result.isa))),
         "precision": f"{result.format} x {result.activations}",
         "threads": str(result.threads),
         "paged cache": f"yes, {result.kv_format}",

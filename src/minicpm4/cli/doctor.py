@@ -10,7 +10,7 @@ import typer
 
 from minicpm4.cli import options as o
 from minicpm4.cli.terminal import output, transfer_bar, write
-from minicpm4.deploy import check_machine, check_model
+from minicpm4.deploy import check_machine, check_model, try_executor
 
 SIGNS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
 OptionalModel = Annotated[
@@ -18,9 +18,22 @@ OptionalModel = Annotated[
 ]
 
 
-def doctor(model: OptionalModel = None, offline: o.Offline = False, json: o.AsJson = False) -> None:
-    """Check the build, the CPU and the caches; with -m also a model's files. Exits with 1 if anything is wrong."""
+OptionalExecutor = Annotated[
+    str | None, o.option("--executor", help="An executor that is tried too: what it chooses on --device and why, and that it computes.")
+]
+
+
+def doctor(
+    model: OptionalModel = None,
+    executor: OptionalExecutor = None,
+    device: o.Device = "cpu",
+    offline: o.Offline = False,
+    json: o.AsJson = False,
+) -> None:
+    """Check the build, the CPU and the caches; with -m also a model, with --executor that it runs. Exits with 1 if anything is wrong."""
     checks = check_machine()
+    if executor is not None:
+        checks += try_executor(executor, device=device)
     if model is not None:
         with transfer_bar() as bar:
             checks += check_model(model, offline=offline, progress=bar)

@@ -27,13 +27,13 @@ Model = Annotated[str, option("-m", "--model", help="A folder, a .gguf file, a h
 ModelArgument = Annotated[str, typer.Argument(help="'default', or a hub id (owner/name).", envvar=f"{PREFIX}MODEL")]
 Revision = Annotated[str | None, option("--revision", help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, option("--offline", help="Use what is on disk; never the network.")]
-ExecutorName = Annotated[str, option("--executor", help="native, reference or torch.")]
+ExecutorName = Annotated[str, option("--executor", help="native, reference, torch or mindspore.")]
 Context = Annotated[int | None, option("-c", "--ctx-size", help="Tokens of context; the model's own by default.")]
 Threads = Annotated[int | None, option("-t", "--threads", help="CPU threads; one a core by default.")]
 Isa = Annotated[str | None, option("--isa", help="Instruction set of the native executor; the best one by default.")]
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
 KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32, int8 (not in torch), auto.")]
-Device = Annotated[str, option("--device", help="cpu or cuda (torch).")]
+Device = Annotated[str, option("--device", help="cpu, cuda (torch) or ascend (mindspore).")]
 RepackCache = Annotated[
     bool,
     option(

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 
 from minicpm4.checkpoint import Checkpoint, hash_files, open_checkpoint, resolve
+from minicpm4.deploy.random_weights import random_weights
 from minicpm4.engine import LoadProgress, read_text_side
 from minicpm4.errors import MiniCPMError
-from minicpm4.executors import EXECUTORS, capabilities_of
+from minicpm4.executors import EXECUTORS, ExecutorOptions, capabilities_of, create_executor
 from minicpm4.hardware import available_memory, cache_folder, cpu_name, num_cores
-from minicpm4.model import PackedTensor
+from minicpm4.model import ModelConfig, PackedTensor, single_step
 from minicpm4.quant import dequantize
 
 SCAN_ELEMENTS = 1 << 22  # decoded at once
 MAX_SHOWN = 5
+TRIAL = ModelConfig(  # two layers with MiniCPM's scales; logits of about one
+    vocab_size=128, hidden_size=256, intermediate_size=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, context_length=256,
+    embedding_scale=12.0, residual_scale=0.4, logit_divisor=1.5,
+)  # fmt: skip
+TRIAL_TOKENS = 50
+NEAR_FLOAT32, NEAR_BFLOAT16 = 1e-4, 0.1  # sums of 512 products in another order; numbers of 8 bits through two layers
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,24 @@ def check_executor(name: str) -> Check:
         + ("; no vector kernels for this CPU" if is_slow else "")
     )
     return Check(f"executor {name}", "note" if is_slow else "ok", found)
+
+
+def try_executor(name: str, *, device: str = "cpu") -> list[Check]:
+    """What an executor chooses on a device, with reasons, and how far a small random model's logits there are from the reference's."""
+    what, kv_format = f"executor {name}", "f32" if device == "cpu" else "bf16"
+    weights, formats = random_weights(TRIAL, "q4_0", seed=0)
+    options = ExecutorOptions(TRIAL.context_length, num_pages=4, max_step_tokens=64, kv_format=kv_format, device=device)
+    step = single_step(np.arange(TRIAL_TOKENS, dtype=np.int32), are_all_wanted=True)
+    try:
+        runner = create_executor(name, TRIAL, weights, options=options, formats=formats)
+        logits = runner.run(step).copy()
+    except MiniCPMError as error:
+        return [Check(what, "wrong", str(error))]
+    reference = create_executor("reference", TRIAL, weights, options=replace(options, device="cpu"), formats=formats)
+    difference = float(np.abs(logits - reference.run(step)).max())
+    checks = [Check(f"{what}: {choice.what}", "ok", f"{choice.value} ({choice.reason})") for choice in runner.choices]
+    is_near = difference < (NEAR_FLOAT32 if kv_format == "f32" else NEAR_BFLOAT16)  # NaN is not
+    return [*checks, Check(f"{what}: a trial", "ok" if is_near else "wrong", f"logits differ from the reference's by {difference:.1e}")]
 
 
 def check_cache() -> Check:

@@ -36,12 +36,12 @@ RELEASE_BYTES = 16 << 20  # pages of the file are given back after so many bytes
 class LoadOptions:
     """model: a folder, a .gguf file, a hub id, or "default"; revision: of a hub id. offline: never the network.
 
-    executor: "native", "reference" or "torch". context_length: the most tokens of a sequence; None for the model's own, or
+    executor: "native", "reference", "torch" or "mindspore". context_length: the most tokens of a sequence; None for the model's own, or
     what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
     one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
     multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
     stored: "f16", "bf16", "f32", "int8" (half the memory of f16; not in torch), or "auto" (see `choose_kv_format`).
-    device: "cpu" or "cuda".
+    device: "cpu", "cuda" (torch) or "ascend" (mindspore).
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
     for what the file says. repack_cache: whether the native executor keeps the weights as it has packed them in the cache folder, and
     reads them from there the next time (see `repack_file`); nothing is ever deleted there.

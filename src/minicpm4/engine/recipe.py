@@ -20,7 +20,7 @@ def software_facts(executor: str) -> dict[str, object]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "minicpm4": version("minicpm4"),
-        **({"torch": version("torch")} if executor == "torch" else {}),
+        **({executor: version(executor)} if executor in ("torch", "mindspore") else {}),
         "commit": source_commit(),
     }
 

@@ -23,11 +23,12 @@ from minicpm4.model.sparse_step import places_per_page
 from minicpm4.quant import head_bytes
 
 AS_CACHE = "as the cache"  # of Capabilities.kernel_format
-EXECUTORS = ("native", "reference", "torch")
+EXECUTORS = ("native", "reference", "torch", "mindspore")
 INSTALL_HINTS = {
     "native": "build this package again: make chat, or pip install -e . in its checkout",
     "reference": "install this package again with its dependencies: pip install -e . in its checkout",
     "torch": "pip install 'minicpm4[torch]'",
+    "mindspore": "pip install 'minicpm4[mindspore]' in an environment of its own, with Python 3.11 or 3.12: it needs numpy 1.x",
 }
 
 
@@ -38,7 +39,7 @@ class ExecutorOptions:
     context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
     max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one of quant.KV_FORMATS.
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
-    are multiplied with. device: "cpu" or "cuda" (torch only).
+    are multiplied with. device: "cpu", "cuda" (torch only) or "ascend" (mindspore only).
     repack_file: where the packed weights are kept between loads (native only); None for nowhere.
     sparse: the rule by which rows attend to some blocks only (`model.sparse`); None where all attention is dense.
     """

@@ -5,7 +5,6 @@ Knows the C++ module's calls; the kernels, their layouts and their instruction s
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,22 +13,16 @@ import numpy as np
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
 from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, Peaks, WeightLoader
+from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
 from minicpm4.executors.native.schedule import add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
-from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
 from minicpm4.quant import KV_FORMATS, dequantize
 
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
-USABLE_ISAS = tuple(_native.usable_isas())
-# What is said of a CPU without an instruction set, best first.
-LACKS = {
-    "x86_64": {"amx": "no AMX", "avx512": "no AVX-512 VNNI", "avx2": "no AVX2"},
-    "aarch64": {"neon_i8mm": "no i8mm", "neon": "no dot products"},
-}
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
     kv_formats=frozenset(KV_FORMATS),
@@ -40,22 +33,6 @@ CAPABILITIES = Capabilities(
     kernel_format=AS_CACHE,
 )
 
-TILE_ROWS, TILE_ALIGNMENT = 16, 64  # see native/layout.h
-# Bytes that a block of stored columns takes in a row of a tile, where they are more than stored: scales of 6 bits are kept in 8,
-# and five ternary digits a byte become four.
-PACKED_BLOCK_BYTES = {"q4_k": 148, "q5_k": 180, "tq1_0": 66}
-
-
-def weight_bytes(format_name: str, shape: tuple[int, ...]) -> int:
-    """What a weight takes once loaded: a matrix in whole tiles of 16 rows, a vector in float32."""
-    if len(shape) == 1:
-        return 4 * shape[0]
-    rows, columns = shape
-    storage = STORAGE_FORMATS[format_name]
-    block_bytes = PACKED_BLOCK_BYTES.get(format_name, storage.block_bytes)
-    tile_bytes = columns // storage.block_elements * block_bytes * TILE_ROWS
-    return -(-rows // TILE_ROWS) * -(-tile_bytes // TILE_ALIGNMENT) * TILE_ALIGNMENT
-
 
 def free_memory(device: str) -> int | None:
     """Bytes that can be allocated; None where the system does not say."""
@@ -65,27 +42,6 @@ def free_memory(device: str) -> int | None:
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that so many threads read from memory: the best of several passes over 256 MB."""
     return float(_native.read_bandwidth(USABLE_ISAS[0], _native.Team(threads), 256 << 20, 5))
-
-
-def native_rule(sparse: SparseConfig) -> _native.SparseRule:
-    return _native.SparseRule(
-        kernel_size=sparse.kernel_size,
-        kernel_stride=sparse.kernel_stride,
-        init_blocks=sparse.init_blocks,
-        local_blocks=sparse.num_local_blocks,
-        best_blocks=sparse.num_best_blocks,
-        dense_len=sparse.dense_len,
-        has_coarse_lse=sparse.has_coarse_lse,
-    )
-
-
-def choose_isa(asked: str | None) -> Choice:
-    """The instruction set that will run, and why."""
-    if asked is not None:
-        return Choice("isa", asked, "asked for")
-    lacks = LACKS.get({"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine()), {})
-    skipped = [text for isa, text in lacks.items() if isa not in USABLE_ISAS]
-    return Choice("isa", USABLE_ISAS[0], f"{skipped[-1]} on this CPU" if skipped else "the best that this CPU has")
 
 
 class NativeExecutor:

@@ -1,0 +1,1 @@
+"""The commands of the original MindSpore example, on the public interface of this package."""

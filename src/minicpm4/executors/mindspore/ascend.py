@@ -1,0 +1,121 @@
+"""The Ascend's entry of the table: bfloat16 and MindSpore's fused operations. Written from their documentation; never run: see
+docs/mindspore.md for what to check on a device.
+"""
+
+# T rows, K features, N out features, H query heads, G kv heads, D head dim
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+
+from minicpm4.errors import UnsupportedError
+from minicpm4.executors.base import ExecutorOptions, WeightLoader
+from minicpm4.executors.mindspore.graph import GraphWriter, Rows
+from minicpm4.executors.mindspore.ops import ADD, GATHER, JOIN, RESHAPE, PortableOps
+from minicpm4.executors.mindspore.rows import NamedStep
+from minicpm4.hardware import Choice
+from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
+from minicpm4.quant import dequantize
+
+PRODUCT, STORE, SWIGLU = ops.MatMul(transpose_b=True), ops.ReshapeAndCache(), ops.auto_generate.Swiglu()
+
+
+class AscendOps(PortableOps):
+    """Every row attends as a sequence of its own with its sequence's pages, up to its own position: prompts and decoding alike."""
+
+    def __init__(self, config: ModelConfig, writer: GraphWriter, *, keys: tuple[Parameter, ...], values: tuple[Parameter, ...]) -> None:
+        super().__init__(config, writer, ms.bfloat16)
+        self.config, self.keys, self.values = config, keys, values
+        self.paged = ops.PagedAttention(config.num_heads, config.head_dim**-0.5, config.num_kv_heads)
+        self.one = Tensor(1, ms.int32)
+
+    def embed(self, table: Parameter, tokens_T: Rows) -> Rows:
+        name = self.writer.call(GATHER, self.writer.name_of(table), tokens_T.name, "0")
+        return replace(tokens_T, name=name, columns=table.shape[1])
+
+    def rms_norm(self, x_TK: Rows, weight_K: Parameter, eps: float) -> Rows:
+        normed, _ = self.writer.call(ops.RmsNorm(eps), x_TK.name, self.writer.name_of(weight_K), outputs=2).split(", ")
+        return replace(x_TK, name=normed)
+
+    def linear(self, x_TK: Rows, weight_NK: Parameter) -> Rows:
+        return replace(x_TK, name=self.writer.call(PRODUCT, x_TK.name, self.writer.name_of(weight_NK)), columns=weight_NK.shape[0])
+
+    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: NamedStep) -> Rows:
+        w, keys, values = self.writer, self.writer.name_of(self.keys[layer]), self.writer.name_of(self.values[layer])
+        w.call(STORE, self.heads(k_TGD), self.heads(v_TGD), keys, values, "slots_T")
+        pages = w.call(GATHER, "pages_TW", "sequences_T", "0")
+        lengths = w.call(ADD, step.positions_T.name, w.name_of(self.one))
+        out = w.call(self.paged, self.heads(q_THD), keys, values, pages, lengths, "None", "None", "None", "None")
+        return replace(q_THD, name=w.call(RESHAPE, out, f"({q_THD.num_rows}, {q_THD.columns})"))
+
+    def heads(self, x: Rows) -> str:
+        return self.writer.call(RESHAPE, x.name, f"({x.num_rows}, {x.columns // self.head_dim}, {self.head_dim})")
+
+    def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
+        joined = self.writer.call(JOIN, f"({gate_TK.name}, {up_TK.name})")
+        return replace(gate_TK, name=self.writer.call(SWIGLU, joined, "-1"))
+
+
+class AscendDevice:
+    """Owns nothing that the graph does not see: weights and cache are its parameters."""
+
+    def __init__(self, config: ModelConfig, options: ExecutorOptions) -> None:
+        check_options(options)
+        use_ascend()
+        self.config = config
+        shape = (options.num_pages + 1, PAGE_TOKENS, config.num_kv_heads, config.head_dim)  # the last page is for padding rows
+        self.keys, self.values = (
+            tuple(zeros(f"{name}.{layer}", shape) for layer in range(config.num_layers)) for name in ("keys", "values")
+        )
+        self.kv_bytes = sum(int(parameter.nbytes) for parameter in (*self.keys, *self.values))
+        self.choices = (
+            Choice("operations", "bf16 on ascend", "ReshapeAndCache, PagedAttention, rms_norm, swiglu; never tested on a device"),
+        )
+
+    def operations(self, writer: GraphWriter) -> AscendOps:
+        return AscendOps(self.config, writer, keys=self.keys, values=self.values)
+
+    def load(self, weights: WeightLoader, name: str) -> Parameter:
+        return Parameter(Tensor(dequantize(weights(name))).astype(ms.bfloat16), name=name, requires_grad=False)
+
+    def check(self, step: Step) -> None:
+        """Nothing here reads past what it is given."""
+
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        for parameter in (*self.keys, *self.values):
+            parameter[Tensor(targets)] = parameter[Tensor(sources)]
+
+    def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for parameter in (*self.keys, *self.values):
+            values = parameter.astype(ms.float32).asnumpy()
+            values[pages] = random.standard_normal(values[pages].shape, dtype=np.float32)
+            parameter.set_data(Tensor(values).astype(ms.bfloat16))
+
+
+def zeros(name: str, shape: tuple[int, ...]) -> Parameter:
+    return Parameter(Tensor(np.zeros(shape, np.float32)).astype(ms.bfloat16), name=name, requires_grad=False)
+
+
+def check_options(options: ExecutorOptions) -> None:
+    if options.sparse is not None:
+        raise UnsupportedError("on Ascend the MindSpore executor attends densely", hint="add --no-sparse, or use --device cpu")
+    if options.kv_format != "bf16":
+        raise UnsupportedError(f"on Ascend keys and values are kept in bf16, not {options.kv_format}", hint="add --kv-format bf16")
+    if options.isa is not None:
+        raise UnsupportedError("an instruction set is the CPU's", hint="leave out --isa, or use --device cpu")
+
+
+def use_ascend() -> None:
+    """UnsupportedError where MindSpore finds no such device."""
+    try:
+        ms.set_device("Ascend")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(
+            f"MindSpore finds no Ascend device: {reason}", hint="use --device cpu, or install CANN and its drivers"
+        ) from error

@@ -1,0 +1,156 @@
+"""The CPU's entry of the table: float32; products, lookups and attention are our own kernels as custom operations of the graph.
+
+These (native/custom_ops.h) read weights of any format as they are packed, and pages of the cache where they lie, and take time for
+the rows and tokens that there are, not for padding. MindSpore on a CPU has no fused attention, and its own products are slower.
+"""
+
+# T rows, K features, N out features, H query heads, G kv heads, D head dim
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from minicpm4 import _native
+from minicpm4.errors import CapacityError
+from minicpm4.executors.base import ExecutorOptions, WeightLoader
+from minicpm4.executors.cpu_kernels import choose_isa, native_rule
+from minicpm4.executors.mindspore.graph import GraphWriter, Rows
+from minicpm4.executors.mindspore.ops import ADD, MULTIPLY, PortableOps
+from minicpm4.executors.mindspore.rows import NamedStep
+from minicpm4.hardware import Choice
+from minicpm4.model import ModelConfig, Step
+from minicpm4.quant import dequantize
+
+MEAN, RSQRT, SIGMOID = ops.ReduceMean(keep_dims=True), ops.Rsqrt(), ops.Sigmoid()
+
+
+@dataclass(frozen=True)
+class CpuMatrix:
+    """In our packed form, which a graph knows by its address (int64 [1]), and does not own. multiply, look_up: custom operations."""
+
+    shape: tuple[int, ...]
+    address: Tensor
+    multiply: Any
+    look_up: Any
+    nbytes: int
+
+
+def custom(symbol: str, columns: int) -> Any:
+    """Our kernel of that name; its output is float32, has as many rows as its first input, and these columns."""
+    operation = ops.Custom(
+        f"{_native.__file__}:minicpm4_{symbol}",
+        out_shape=lambda first, *_: [first[0], columns],
+        out_dtype=lambda *_: ms.float32,
+        func_type="aot",
+    )
+    operation.add_prim_attr("columns", columns)  # without, MindSpore takes another one of the same inputs for this one
+    return operation
+
+
+class CpuOps(PortableOps):
+    """float32 throughout. addresses: of the attention and each layer's number, int64 [2]."""
+
+    def __init__(self, config: ModelConfig, writer: GraphWriter, *, addresses: tuple[Tensor, ...]) -> None:
+        super().__init__(config, writer, ms.float32)
+        self.addresses, self.kernel = addresses, custom("attend", config.num_heads * config.head_dim)
+
+    def embed(self, table: CpuMatrix, tokens_T: Rows) -> Rows:
+        name = self.writer.call(table.look_up, tokens_T.name, self.writer.name_of(table.address))
+        return replace(tokens_T, name=name, columns=table.shape[1])
+
+    def rms_norm(self, x_TK: Rows, weight_K: Tensor, eps: float) -> Rows:
+        w = self.writer
+        mean_square = w.call(MEAN, w.call(MULTIPLY, x_TK.name, x_TK.name), "-1")
+        factor = w.call(RSQRT, w.call(ADD, mean_square, w.number(eps)))
+        return replace(x_TK, name=w.call(MULTIPLY, w.call(MULTIPLY, x_TK.name, factor), w.name_of(weight_K)))
+
+    def linear(self, x_TK: Rows, weight_NK: CpuMatrix) -> Rows:
+        name = self.writer.call(weight_NK.multiply, x_TK.name, x_TK.count, self.writer.name_of(weight_NK.address))
+        return replace(x_TK, name=name, columns=weight_NK.shape[0])
+
+    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: NamedStep) -> Rows:
+        arrays = (step.positions_T.name, "slots_T", "starts_T1", "lengths_T", "pages_TW")
+        place = self.writer.name_of(self.addresses[layer])
+        return replace(q_THD, name=self.writer.call(self.kernel, q_THD.name, k_TGD.name, v_TGD.name, *arrays, place))
+
+    def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
+        w = self.writer
+        activated = w.call(MULTIPLY, gate_TK.name, w.call(SIGMOID, gate_TK.name))
+        return replace(gate_TK, name=w.call(MULTIPLY, activated, up_TK.name))
+
+
+class CpuDevice:
+    """Owns the packed matrices and the cache. MindSpore keeps what a graph has seen, so that a graph sees addresses alone, and the memory
+    goes with this object."""
+
+    def __init__(self, config: ModelConfig, options: ExecutorOptions) -> None:
+        use_one_thread()
+        isa = choose_isa(options.isa)
+        self.isa, self.team = isa.value, shared_team(options.threads)
+        self.attention = _native.AttentionHandle(
+            isa.value,
+            self.team,
+            max_rows=options.max_step_tokens,
+            num_pages=options.num_pages,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            kv_format=options.kv_format,
+            sparse=None if options.sparse is None else native_rule(options.sparse),
+        )
+        self.arena, self.packers = _native.Arena(), _native.Team(1)
+        self.operation = cache(custom)
+        self.handles: list[_native.WeightHandle] = []
+        self.config, self.addresses = config, tuple(Tensor([self.attention.address, n], ms.int64) for n in range(config.num_layers))
+        self.kv_bytes = int(self.attention.kv_bytes)
+        self.choices = (
+            Choice("operations", "fp32 on cpu", "products, lookups and attention by our kernels, the rest by MindSpore's"),
+            isa,
+        )
+
+    def operations(self, writer: GraphWriter) -> CpuOps:
+        return CpuOps(self.config, writer, addresses=self.addresses)
+
+    def load(self, weights: WeightLoader, name: str) -> Tensor | CpuMatrix:
+        tensor = weights(name)
+        if len(tensor.shape) == 1:
+            return Tensor(dequantize(tensor))
+        rows, columns = tensor.shape
+        packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self.packers, self.arena)
+        self.handles.append(_native.WeightHandle(self.isa, self.team, packed))
+        address = Tensor([self.handles[-1].address], ms.int64)
+        multiply, look_up = self.operation("multiply", rows), self.operation("look_up", columns)
+        return CpuMatrix(tensor.shape, address, multiply, look_up, packed.nbytes)
+
+    def check(self, step: Step) -> None:
+        """ValueError where a step would leave the memory."""
+        s = step
+        self.attention.check(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size)
+
+    def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        self.attention.copy_pages(sources, targets)
+
+    def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
+        self.attention.randomize(np.ascontiguousarray(pages, np.int32), seed)
+
+
+@cache
+def use_one_thread() -> None:
+    """For MindSpore's own kernels: to hand out ones as small as here takes several threads longer (0.5 s a step instead of 3 ms where
+    the cores are busy, 2026-11-25). Once a process, since it cannot be changed."""
+    ms.runtime.dispatch_threads_num(1)
+    ms.device_context.cpu.op_tuning.threads_num(1)
+
+
+def shared_team(threads: int) -> _native.SharedTeam:
+    try:
+        return _native.SharedTeam(threads)
+    except RuntimeError as error:
+        raise CapacityError(f"the system gives no {threads} threads: {error}", hint="lower the number of threads") from error

@@ -15,26 +15,31 @@ from examples.long_context.task import VOCAB_SIZE, Batch
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, assemble, forward, pages_for
-from minicpm4.model.config import SparseConfig
+from minicpm4.model.config import RopeConfig, SparseConfig
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 
 Parameters = dict[str, Tensor]
 CPU = torch.device("cpu")
 BASE_WIDTH = 64  # MiniCPM4's is 256: the width at which its scales and learning rates were found
 DEPTH_SCALE, EMBEDDING_SCALE, SPREAD = 1.4, 12.0, 0.1  # MiniCPM's
+NUM_KV_HEADS, HEAD_DIM = 2, 64
+# Blocks are chosen by the mean of 32 keys, where one key is faint. What all keys have in common turns with the distance and made
+# blocks of nothing but filler score apart as far as that: with 1e9, two thirds of the frequencies hardly turn in 1024 tokens.
+ROPE_THETA = 1e9
 
 
 def small_config(*, width: int = 128, num_layers: int = 2, context_length: int = 1024) -> ModelConfig:
-    """MiniCPM4's shape, small: one kv head for all query heads, its scales of embeddings, branches and logits."""
+    """MiniCPM4's shape, small: two kv heads, its scales of embeddings, branches and logits."""
     return ModelConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=width,
         intermediate_size=2 * width,
         num_layers=num_layers,
         num_heads=width // 32,
-        num_kv_heads=1,
-        head_dim=32,
+        num_kv_heads=NUM_KV_HEADS,
+        head_dim=HEAD_DIM,
         context_length=context_length,
+        rope=RopeConfig(theta=ROPE_THETA),
         embedding_scale=EMBEDDING_SCALE,
         residual_scale=DEPTH_SCALE / num_layers**0.5,
         logit_divisor=width / BASE_WIDTH,

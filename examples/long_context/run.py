@@ -30,15 +30,23 @@ from minicpm4.model import ModelConfig
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.sparse import count_attended
 
-SPARSE = SparseConfig(window_size=64, topk=3, dense_len=0)
+SPARSE = SparseConfig(window_size=64, topk=4, dense_len=0)
 NO_CHOICE = SparseConfig(window_size=64, topk=1, dense_len=0)  # the first block and the window: what sparse attention sees unchosen
-SHORT, LONG = Task(256, facts=20, run=24), Task(1024, facts=20, run=24)
+WARM, WARMER = Task(32, facts=3, runs=1, run_length=8, times=1), Task(64, facts=7, runs=1, run_length=14, times=1)
+SHORT = Task(256, facts=20, runs=3, run_length=8, times=1)
+LONG = Task(1024, facts=12, runs=2, run_length=8, times=2)
+MIXED = (  # as many tokens of each length, as the paper of InfLLM v2 has it
+    Task(256, facts=3, runs=1, run_length=8, times=2),
+    Task(512, facts=6, runs=1, run_length=8, times=2),
+    Task(768, facts=9, runs=1, run_length=8, times=2),
+    LONG,
+)
 STAGES = (  # short sequences first: what points at the right token is as faint as a sequence is long
-    Stage("32", Task(32, facts=3, run=8), None, None, steps=400, batch_size=32, rate=0.005, warmup=20, decay=40),
-    Stage("64", Task(64, facts=7, run=14), "32", None, steps=30, batch_size=16, rate=0.005, warmup=5, decay=10),
-    Stage("short", SHORT, "64", None, steps=60, batch_size=16, rate=0.005, warmup=5, decay=20, save_every=20),
-    Stage("long dense", LONG, "short", None, steps=40, batch_size=4, rate=0.002, warmup=5, decay=20, save_every=10),
-    Stage("long sparse", LONG, "short", SPARSE, steps=40, batch_size=4, rate=0.002, warmup=5, decay=20, save_every=10),
+    Stage("32", (WARM,), None, None, steps=400, tokens=1024, rate=0.005, warmup=20, decay=40),
+    Stage("64", (WARMER,), "32", None, steps=20, tokens=1024, rate=0.005, warmup=5, decay=10),
+    Stage("short", (SHORT,), "64", None, steps=60, tokens=4096, rate=0.005, warmup=5, decay=20, save_every=20),
+    Stage("long dense", MIXED, "short", None, steps=160, tokens=4096, rate=0.004, warmup=5, decay=80, save_every=20),
+    Stage("long sparse", MIXED, "short", SPARSE, steps=160, tokens=4096, rate=0.004, warmup=5, decay=80, save_every=20),
 )
 ATTENTION = {"dense": None, "sparse": SPARSE, "sparse, no choice": NO_CHOICE}
 ROWS = (  # what is compared: weights, task, attention

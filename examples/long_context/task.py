@@ -1,8 +1,8 @@
-"""Sequences that can only be predicted by looking far back: keys with their values, and a run of symbols, told once and asked later.
+"""Sequences that can only be predicted by looking far back: keys with their values, and runs of symbols, told first and asked later.
 
-The first half tells facts, pairs of a key and a value, and one run of symbols, among filler; no symbol is told twice. The second half
-repeats them in another order; only there is anything asked: at a repeated key its value, and at each symbol of the repeated run the
-next one. Everything else is noise. Knows nothing of models.
+After a token that begins it, the first half tells facts, pairs of a key and a value, and runs of symbols, each some times in a row,
+within a sentence that is said over and over; no symbol is in two of them. The second half says each once more, in another order; only
+there is anything asked: at a repeated key its value, and at each symbol of a repeated run the next one. Knows nothing of models.
 """
 
 # B sequences, T tokens of each, R rows that are asked
@@ -14,23 +14,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FILLER, SYMBOLS = range(0, 32), range(32, 96)
+BEGIN, FILLER, SYMBOLS = 0, range(1, 17), range(17, 81)
 VOCAB_SIZE = SYMBOLS.stop
 NOTHING, RETRIEVAL, COPY = range(3)  # what may be asked after a token
 
 
 @dataclass(frozen=True)
 class Task:
-    """length: tokens of a sequence. facts: pairs of a key and a value. run: symbols that are to be copied."""
+    """length: tokens of a sequence. facts: pairs of a key and a value. runs: of run_length symbols each, that are to be copied.
+    times: how often in a row each of them is told; it is asked once."""
 
     length: int
     facts: int
-    run: int
+    runs: int
+    run_length: int
+    times: int
 
     def __post_init__(self) -> None:
-        assert 2 * self.facts + self.run <= len(SYMBOLS), "no symbol is told twice"
+        assert self.num_symbols <= len(SYMBOLS), "no symbol is in two of them"
         assert self.length % 2 == 0, "the second half repeats what the first tells"
-        assert 2 * self.facts + self.run <= self.length // 2, "what is told fits in half of a sequence"
+        assert self.times * self.num_symbols < self.length // 2, "what is told fits in half of a sequence, after its beginning"
+
+    @property
+    def num_symbols(self) -> int:
+        return 2 * self.facts + self.runs * self.run_length
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,22 @@ def make_batch(task: Task, batch_size: int, *, seed: Sequence[int]) -> Batch:
 
 def make_sequence(task: Task, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Tokens, and what is asked after each: NOTHING, RETRIEVAL or COPY."""
-    symbols = random.choice(SYMBOLS, 2 * task.facts + task.run, replace=False)
-    facts, run = symbols[task.run :].reshape(-1, 2), symbols[: task.run]
-    items = [(run, COPY), *((fact, RETRIEVAL) for fact in facts)]
-    told, _ = spread(items, task.length // 2, random)
+    symbols = random.choice(SYMBOLS, task.num_symbols, replace=False)
+    facts, runs = symbols[: 2 * task.facts].reshape(-1, 2), symbols[2 * task.facts :].reshape(task.runs, task.run_length)
+    items = [*((run, COPY) for run in runs), *((fact, RETRIEVAL) for fact in facts)]
+    told, _ = spread([(np.tile(item, task.times), kind) for item, kind in items], task.length // 2 - 1, random)
     repeated, asked = spread(items, task.length // 2, random)
-    return np.concatenate((told, repeated)), np.concatenate((np.full(len(told), NOTHING), asked))
+    return np.concatenate(([BEGIN], told, repeated)), np.concatenate((np.full(task.length // 2, NOTHING), asked))
 
 
 def spread(items: Sequence[tuple[np.ndarray, int]], length: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The items whole, in random order and places, the rest filler; and what is asked after each token: within an item, its number."""
-    filler = random.choice(FILLER, (length - sum(len(item) for item, _ in items), 1))
-    pieces = [*items, *((token, NOTHING) for token in filler)]
-    order = random.permutation(len(pieces))
+    """The items whole, in random order and places of a filler that says its 16 tokens over and over; and what is asked after each
+    token: within an item, its number."""
+    start, num_filler = random.integers(len(FILLER)), length - sum(len(item) for item, _ in items)
+    filler = FILLER.start + (start + np.arange(num_filler)) % len(FILLER)
+    items = [items[i] for i in random.permutation(len(items))]
+    cuts = np.sort(random.integers(num_filler + 1, size=len(items)))
+    pieces = [(part, NOTHING) for part in np.split(filler, cuts)]
+    pieces = [pieces[0], *(piece for pair in zip(items, pieces[1:], strict=True) for piece in pair)]
     asked = [np.where(np.arange(len(piece)) < len(piece) - 1, kind, NOTHING) for piece, kind in pieces]
-    return np.concatenate([pieces[i][0] for i in order]), np.concatenate([asked[i] for i in order])
+    return np.concatenate([piece for piece, _ in pieces]), np.concatenate(asked)

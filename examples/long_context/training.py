@@ -10,7 +10,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +31,16 @@ PROGRESS_STEPS = 10
 
 @dataclass(frozen=True)
 class Stage:
-    """name: its folder's. start: the stage whose weights it begins with, None for random ones. sparse: the rule of attention, None for
-    dense. rate: the stable learning rate of embeddings, norms and head; hidden matrices' is smaller by muP. warmup, decay: steps."""
+    """name: its folder's. tasks: one a step, in turn. start: the stage whose weights it begins with, None for random ones. sparse: the
+    rule of attention, None for dense. tokens: of a step, in as many whole sequences as fit. rate: the stable learning rate of embeddings,
+    norms and head; hidden matrices' is smaller by muP. warmup, decay: steps."""
 
     name: str
-    task: Task
+    tasks: tuple[Task, ...]
     start: str | None
     sparse: SparseConfig | None
     steps: int
-    batch_size: int
+    tokens: int
     rate: float
     warmup: int
     decay: int
@@ -76,7 +76,7 @@ def train(config: ModelConfig, stage: Stage, parameters: Parameters, *, seed: in
     keep_rows(folder / LOG, start)
     with open(folder / LOG, "a") as log:
         for step in range(start, stage.steps):
-            row = train_step(config, stage, parameters, optimizer=optimizer, seed=[seed, stage.task.length, step])
+            row = train_step(config, stage, parameters, optimizer=optimizer, seed=seed, step=step)
             log.write(json.dumps({"step": step, **row}) + "\n")
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
                 log.flush()
@@ -86,18 +86,18 @@ def train(config: ModelConfig, stage: Stage, parameters: Parameters, *, seed: in
 
 
 def train_step(
-    config: ModelConfig, stage: Stage, parameters: Parameters, *, optimizer: torch.optim.Optimizer, seed: Sequence[int]
+    config: ModelConfig, stage: Stage, parameters: Parameters, *, optimizer: torch.optim.Optimizer, seed: int, step: int
 ) -> dict[str, float]:
-    """One batch; the row of the log. seed: of the batch, its last number is the step."""
-    began = time.perf_counter()
-    batch = make_batch(stage.task, stage.batch_size, seed=seed)
+    """One batch; the row of the log."""
+    began, task = time.perf_counter(), stage.tasks[step % len(stage.tasks)]
+    batch = make_batch(task, stage.tokens // task.length, seed=[seed, task.length, step])
     answers_R = torch.from_numpy(batch.answers_R)
     logits_RV = logits_of(config, parameters, batch, sparse=stage.sparse)
     loss = cross_entropy(logits_RV, answers_R)
     optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRADIENT, error_if_nonfinite=True)
-    factor = rate_factor(stage, seed[-1])
+    factor = rate_factor(stage, step)
     for group in optimizer.param_groups:
         group["lr"] = factor * group["stable"]
     optimizer.step()

@@ -3,6 +3,7 @@ that was stopped goes on to the same bytes.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,36 +13,41 @@ import torch
 
 from examples.long_context.evaluation import evaluate
 from examples.long_context.model import initial_parameters, logits_of, small_config
-from examples.long_context.task import FILLER, SYMBOLS, Task, make_batch
-from examples.long_context.training import CHECKPOINT, LOG, Stage, rate_factor, train
+from examples.long_context.run import LONG, STAGES
+from examples.long_context.run import SPARSE as PUBLISHED_SPARSE
+from examples.long_context.task import BEGIN, FILLER, SYMBOLS, Batch, Task, make_batch
+from examples.long_context.training import CHECKPOINT, LOG, Stage, rate_factor, train, train_step
 from minicpm4.errors import ConfigError
 from minicpm4.model.config import SparseConfig
 
 CONFIG = small_config(width=64, context_length=256)
-TASK = Task(256, facts=20, run=24)
+TASK = Task(256, facts=8, runs=2, run_length=6, times=4)
 SPARSE = SparseConfig(window_size=64, topk=2, dense_len=0)
-STAGE = Stage("toy", Task(32, facts=3, run=8), None, None, steps=12, batch_size=8, rate=0.01, warmup=2, decay=4, save_every=4)
+TOY_TASKS = (Task(32, facts=3, runs=1, run_length=8, times=1),)
+STAGE = Stage("toy", TOY_TASKS, None, None, steps=12, tokens=256, rate=0.01, warmup=2, decay=4, save_every=4)
 
 
 def test_what_is_asked_was_told_far_before() -> None:
     batch = make_batch(TASK, 3, seed=[0])
     tokens = batch.tokens_BT.reshape(-1)
-    assert len(batch.asked_R) == 3 * (20 + 23)
+    assert len(batch.asked_R) == 3 * (8 + 2 * 5)
     for row, answer in zip(batch.asked_R, batch.answers_R, strict=True):
         sequence, place = divmod(int(row), TASK.length)
         told = batch.tokens_BT[sequence, : TASK.length // 2]
-        (found,) = np.flatnonzero(told == tokens[row])
-        assert told[found + 1] == answer == batch.tokens_BT[sequence, place + 1]
+        found = np.flatnonzero(told == tokens[row])
+        assert len(found) == 4
+        assert {*told[found + 1]} == {answer}
+        assert answer == batch.tokens_BT[sequence, place + 1]
         assert place >= TASK.length // 2
-    assert batch.is_copy_R.sum() == 3 * 23
-    assert set(tokens) <= {*FILLER, *SYMBOLS}
+    assert batch.is_copy_R.sum() == 3 * 2 * 5
+    assert set(tokens) <= {BEGIN, *FILLER, *SYMBOLS}
     np.testing.assert_array_equal(make_batch(TASK, 3, seed=[0]).tokens_BT, batch.tokens_BT)
 
 
 @pytest.mark.parametrize("sparse", [None, SPARSE], ids=["dense", "sparse"])
 def test_a_few_steps_lower_the_loss(sparse: SparseConfig | None, tmp_path: Path) -> None:
     parameters = initial_parameters(CONFIG, seed=0)
-    stage = replace(STAGE, task=STAGE.task if sparse is None else TASK, sparse=sparse, batch_size=8 if sparse is None else 1)
+    stage = replace(STAGE, tasks=TOY_TASKS if sparse is None else (TASK,), sparse=sparse)
     train(CONFIG, stage, parameters, seed=0, folder=tmp_path)
     rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(12))
@@ -87,6 +93,29 @@ def test_the_rate_warms_up_stays_and_decays() -> None:
     rates = [rate_factor(STAGE, step) for step in range(STAGE.steps)]
     assert rates[:3] == [0.5, 1, 1]
     assert rates[7] == 1 > rates[8] > rates[9] > rates[10] > rates[11] == pytest.approx(0.05)
+
+
+def test_what_is_compared_differs_in_attention_alone() -> None:
+    """Also: every stage begins with the weights of an earlier one."""
+    dense, sparse = (stage for stage in STAGES if LONG in stage.tasks)
+    assert replace(dense, name=sparse.name, sparse=PUBLISHED_SPARSE) == sparse
+    for index, stage in enumerate(STAGES):
+        assert stage.start in (None, *(earlier.name for earlier in STAGES[:index]))
+
+
+def test_steps_take_tasks_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(task: Task, size: int, *, seed: Sequence[int]) -> Batch:
+        asked.append((task.length, size, seed))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("examples.long_context.training.make_batch", refuse)
+    stage = replace(STAGE, tasks=(*TOY_TASKS, TASK))
+    for step in range(3):
+        with pytest.raises(ZeroDivisionError):
+            train_step(CONFIG, stage, {}, optimizer=None, seed=7, step=step)  # type: ignore[arg-type]
+    assert asked == [(32, 8, [7, 32, 0]), (256, 1, [7, 256, 1]), (32, 8, [7, 32, 2])]
 
 
 def test_an_untrained_model_guesses() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minicpm4.executors.torch import sparse as torch_sparse
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
 from minicpm4.model import PAGE_TOKENS, ModelConfig, assemble, forward
@@ -40,6 +41,14 @@ def masked_dense(q_TGJD: Tensor, k_TGD: Tensor, v_TGD: Tensor, seen_GTT: Tensor)
     return torch.einsum("gjtl,lgd->tgjd", weights, v_TGD)
 
 
+@pytest.fixture(params=[0, torch_sparse.MASKED_TIMES], ids=["gathered", "masked"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen keys are gathered, or those not chosen masked; rows go in two or three chunks."""
+    monkeypatch.setattr(torch_sparse, "MASKED_TIMES", request.param)
+    monkeypatch.setattr(torch_sparse, "CHUNK_ELEMENTS", 1 << 18)
+
+
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize(("groups", "heads"), [(2, 1), (1, 3), (2, 8), (1, 16)], ids=str)
 def test_attention_has_the_gradients_of_masked_dense_attention(groups: int, heads: int) -> None:
     """Two sequences in a batch, of dense and sparse rows, no length a multiple of anything."""
@@ -81,6 +90,7 @@ def loss_gradients(sparse: SparseConfig | None, tokens: list[int]) -> tuple[Tens
     return loss, list(torch.autograd.grad(loss, list(values.values())))
 
 
+@pytest.mark.usefixtures("_way")
 def test_a_model_trains_sparsely_with_the_parameters_that_it_trains_densely_with() -> None:
     """All blocks seen: the same loss and gradients. Some left out: others, and every parameter still has one."""
     tokens = np.random.default_rng(0).integers(0, 7, 300).tolist()

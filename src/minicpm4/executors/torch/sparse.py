@@ -26,8 +26,8 @@ from minicpm4.model.sparse_step import NewKernels, SparseStep, kernel_slots, pla
 
 CHUNK_ELEMENTS = 1 << 23  # of the keys that a chunk of rows gathers: 32 MB, ten rows of MiniCPM4-0.5B's 96 blocks
 WRITE_KERNELS = 256  # made at once: their tokens are gathered first
-# A sequence of at most so many times the tokens that a row chooses is masked, where there are gradients. A step of 4 x 1024 tokens, 320
-# of them chosen: 0.5 s of processor instead of 2.6, on an EPYC, 2026-11-24.
+# A sequence of at most so many times the tokens that a row chooses is masked, where there are gradients: to gather each row's keys takes
+# several times as long there. The border itself was not measured on a quiet machine.
 MASKED_TIMES = 8
 
 

@@ -6,7 +6,7 @@
 
 namespace minicpm4::ISA {
 
-// The shapes of the eight registers, as the processor reads them: 0 and 1 hold sums, the others what is multiplied, 6 and 7 halves of it.
+// The shapes of the eight registers, as the processor reads them: 0 holds sums, 2 and 4 what is multiplied, 6 and 7 halves of it.
 struct alignas(64) MatrixShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 32, 32, 64, 64, 16, 64};
@@ -61,7 +61,7 @@ class MatrixUnit {
 };
 
 // out[i][n] = the sum over k < K of x[i][k] * weights[k / 4][n][k % 4], for 16 rows of x, `stride` bytes apart, and n < 16.
-// are_signed: whether the weights' bytes are. `which`, 0 or 1: neighbouring calls that differ in it need not wait for each other.
+// are_signed: whether the weights' bytes are.
 template <int K, bool are_signed>
 inline void multiply_matrix(const int8_t* x, size_t stride, const uint8_t* weights, int32_t* out) {
   static_assert(K == 32 || K == 16);

@@ -51,7 +51,7 @@ CoarseLse = Annotated[
     bool | None, option("--coarse-lse/--exact-lse", help="Score blocks with the coarse shortcut of InfLLM v2; exact by default.")
 ]
 PrefixCache = Annotated[
-    bool, option("--prefix-cache/--no-prefix-cache", help="Keep what was computed of a text for others that begin alike; on by default. bench never does.")
+    bool, option("--prefix-cache/--no-prefix-cache", help="Keep what was computed of a text for others that begin alike; bench never does.")
 ]
 AsJson = Annotated[bool, option("--json", help="Print one JSON object instead of text.")]
 

@@ -123,33 +123,35 @@ inline float scale_of(const float* values, int count, float largest_code, float*
 }
 
 // A query as codes of one scale: its score with a key is key scale * scale * (sum of products - bias). Of pairs that are scored together
-// the codes lie together, [head dim / 4][pairs of the task][4], so that one address reaches them all.
+// the codes lie together, [head dim / 4][pairs of the task][4], so that one address reaches them all; and pair by pair, [padded head dim].
 struct QueryCode {
   const int8_t *high, *low;
   float scale, bias;
+  const int8_t *own_high, *own_low;
 };
 
 // The codes of all pairs of a task; their bytes lie behind `codes`.
 template <int terms>
 void code_queries(const KvLayer& layer, const AttendTask& task, int count, QueryCode* codes) {
   const int dim = layer.padded_dim(), head_dim = layer.head_dim;
-  int8_t *high = reinterpret_cast<int8_t*>(codes + count), *low = terms == 2 ? high + static_cast<size_t>(count) * dim : nullptr;
+  const size_t bytes = static_cast<size_t>(count) * dim;
+  int8_t *high = reinterpret_cast<int8_t*>(codes + count), *low = terms == 2 ? high + bytes : nullptr, *own = high + terms * bytes;
   for (int i = 0; i < count; ++i) {
+    int8_t *own_high = own + static_cast<size_t>(i) * dim, *own_low = low ? own_high + bytes : nullptr;
     const float* query = task.query(layer, i);
     float inverse, sum_of_codes = 0;
     const float scale = scale_of(query, head_dim, kLargestCode[terms - 1], &inverse);
     for (int d = 0; d < dim; d += 16) {
       const i32x16 code = round_i32(mul(load_first(query + d, head_dim - d), broadcast(inverse)));
-      int8_t bytes[2][16];
-      store_codes(code, bytes[0], low ? bytes[1] : nullptr);
+      store_codes(code, own_high + d, low ? own_low + d : nullptr);
       for (int j = 0; j < 4; ++j) {
         const size_t at = (static_cast<size_t>(d / 4 + j) * count + i) * 4;
-        std::memcpy(high + at, bytes[0] + 4 * j, 4);
-        if (low) std::memcpy(low + at, bytes[1] + 4 * j, 4);
+        std::memcpy(high + at, own_high + d + 4 * j, 4);
+        if (low) std::memcpy(low + at, own_low + d + 4 * j, 4);
       }
       sum_of_codes += static_cast<float>(sum(code));
     }
-    codes[i] = {high + 4 * i, low ? low + 4 * i : nullptr, scale * score_scale(head_dim), kSignedBytes ? 0 : 128 * sum_of_codes};
+    codes[i] = {high + 4 * i, low ? low + 4 * i : nullptr, scale * score_scale(head_dim), kSignedBytes ? 0 : 128 * sum_of_codes, own_high, own_low};
   }
 }
 
@@ -205,7 +207,7 @@ inline float weigh(const AttendRow& row, float* scores) {
 template <class CacheFormat>
 struct FloatMath {
   using Cache = CacheFormat;
-  static constexpr int code_bytes = 0;
+  static constexpr int code_bytes = 0, most_rows = kAttendRows;
   static constexpr bool has_scales = Cache::pack > 1;
 
   // Scores of `rows` rows against a page's keys; and asks for the next page's keys.
@@ -271,7 +273,7 @@ struct FloatMath {
 template <int terms>
 struct CodedMath {
   using Cache = Int8Cache;
-  static constexpr int code_bytes = terms, vectors = kScoreVectors / terms > 0 ? kScoreVectors / terms : 1;
+  static constexpr int code_bytes = terms, most_rows = kAttendRows, vectors = kScoreVectors / terms > 0 ? kScoreVectors / terms : 1;
   static constexpr float largest_weight_code = 127 * 128 + 127;
 
   template <int rows>
@@ -322,7 +324,7 @@ struct CodedMath {
     }
   }
 
- private:
+ protected:
   // The scales of the first tokens in units of what a code counts; zeros follow. The unit is NaN where a scale is.
   struct ValueScales {
     f32x16 in_units[kVectors];
@@ -391,7 +393,7 @@ void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int
     const PageData<Cache> data = page_at(index), next = page_at(index + 1 < task.last_page ? index + 1 : index);
     int i = 0;
     const auto run = [&](auto rows) {
-      if constexpr (rows <= kAttendRows) {
+      if constexpr (rows <= Math::most_rows) {
         for (; i + rows <= count; i += rows) {
           AttendRow row[rows];
           for (int r = 0; r < rows; ++r) row[r] = row_at(i + r, index);
@@ -399,6 +401,7 @@ void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int
         }
       }
     };
+    run(std::integral_constant<int, 16>{});
     run(std::integral_constant<int, 8>{});
     run(std::integral_constant<int, 4>{});
     run(std::integral_constant<int, 3>{});

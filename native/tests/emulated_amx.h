@@ -22,14 +22,14 @@ template <int n>
 inline void store_matrix(void* to, size_t stride) {
   for (int i = 0; i < emulated_shapes.rows[n]; ++i) std::memcpy(static_cast<char*>(to) + i * stride, emulated_matrices[n][i], emulated_shapes.row_bytes[n]);
 }
-template <int sums, int rows, int columns, bool are_signed>
+template <int sums, int rows, int columns, bool are_rows_signed, bool are_columns_signed>
 inline void add_matrix_product() {
   for (int i = 0; i < emulated_shapes.rows[rows]; ++i) for (int n = 0; n < emulated_shapes.row_bytes[columns] / 4; ++n) {
     int32_t total;
     std::memcpy(&total, &emulated_matrices[sums][i][4 * n], 4);
     for (int k = 0; k < emulated_shapes.row_bytes[rows]; ++k) {
-      const uint8_t weight = emulated_matrices[columns][k / 4][4 * n + k % 4];
-      total += static_cast<int8_t>(emulated_matrices[rows][i][k]) * (are_signed ? static_cast<int8_t>(weight) : weight);
+      const uint8_t row = emulated_matrices[rows][i][k], column = emulated_matrices[columns][k / 4][4 * n + k % 4];
+      total += (are_rows_signed ? static_cast<int8_t>(row) : row) * (are_columns_signed ? static_cast<int8_t>(column) : column);
     }
     std::memcpy(&emulated_matrices[sums][i][4 * n], &total, 4);
   }

@@ -2,11 +2,11 @@
 
 Decoding alternates between them, and what is compared is the processor's seconds, which other work on the machine disturbs least.
 Weights have `--format`'s values for all. We compute from them as they are stored; the others have no such way on a CPU and get them
-widened to float32, which changes none of bf16. Logits are compared with the numpy reference, greedy tokens with each other, and time at
+widened to float32, which changes no value of bf16. Logits are compared with the numpy reference, greedy tokens with each other, and time at
 several depths of the cache. Run by the interpreter that has MindSpore, torch and transformers; MindONE's is another, with its own
 versions of everything (`mindone.py`):
 
-    .venv-mindspore-2.10.0/bin/python -m benchmarks.mindspore [--format f32] [--mindone PYTHON [--modes graph pynative]]
+    .venv-mindspore-2.10.0/bin/python -m benchmarks.mindspore [--format f32] [--mindone PYTHON [--modes graph graph-O1]]
 """
 
 from __future__ import annotations

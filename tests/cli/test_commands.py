@@ -119,6 +119,8 @@ def test_bench_prints_a_row_and_an_object(default_gguf):
     code, out, _ = run(*flags)
     assert code == 0
     assert "| prefill 16, tok/s | decode 4 at 0, tok/s |" in out
+    names, _, values = ([cell.strip() for cell in line.split("|")] for line in out.splitlines()[:3])
+    assert dict(zip(names, values, strict=True))["cards"] == "0 (cpu)"
     code, out, _ = run(*flags, "--json", "--context", "100", "-t", "1")
     result = json.loads(out)
     assert (result["context"], result["threads"], result["new_tokens"]) == (100, 1, 4)

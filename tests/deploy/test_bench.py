@@ -108,6 +108,12 @@ def test_on_another_device_the_memory_here_says_nothing(subject: Subject, watche
     result = run_bench(subject, LoadOptions(device="cuda"), QUICK)
     assert result.memory_gb_per_second is result.bandwidth_share is None
     assert result.read_gb_per_second
+    assert (result.device, result.cards) == ("cuda", 1)
+
+
+def test_a_cpu_is_no_card(subject: Subject, watched: Watched) -> None:
+    result = run_bench(subject, LoadOptions(), QUICK)
+    assert (result.device, result.cards) == ("cpu", 0)
 
 
 def test_the_steps_of_a_run(subject: Subject, watched: Watched) -> None:

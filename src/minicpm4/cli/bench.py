@@ -52,6 +52,7 @@ def row_of(result: BenchResult) -> str:
         "model": result.model,
         "executor": " ".join(filter(None, (result.executor, str(result.recipe.get(result.executor, "")), result.isa))),
         "precision": f"{result.format} x {result.activations}",
+        "cards": f"{result.cards} ({result.device})",
         "threads": str(result.threads),
         "paged cache": f"yes, {result.kv_format}",
         f"prefill {result.prompt_tokens}, tok/s": rate(result.prefill_tokens_per_second),

@@ -69,6 +69,8 @@ class BenchResult:
     blocks_selected, blocks_total, attended_share: of the tokens that are decoded, or the prompt's where none are: means of the blocks of
     64 tokens that they attend to and of those that there are, and the share of tokens.
 
+    device: what computes. cards: how many of it, beside the CPU: 0 where the CPU computes, 1 elsewhere, since executors use one device.
+
     memory_gb_per_second, bandwidth_share: of this machine's memory, None where the executor runs on another device.
     raw: the samples behind the medians. recipe: what is needed to run it again.
     """
@@ -76,6 +78,8 @@ class BenchResult:
     model: str
     executor: str
     isa: str
+    device: str
+    cards: int
     threads: int
     format: str
     activations: str
@@ -146,6 +150,8 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         model=subject.name,
         executor=load.executor,
         isa=samples.isa,
+        device=executor_options.device,
+        cards=int(executor_options.device != "cpu"),
         threads=executor_options.threads,
         format="+".join(sorted(subject.formats - {"f32"}) or ["f32"]),
         activations=executor_options.activations,

@@ -134,6 +134,10 @@ class CpuDevice:
         s = step
         self.attention.check(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size)
 
+    def has_past(self, step: Step) -> bool:
+        """In any case: our kernels read all tokens from the cache."""
+        return True
+
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         self.attention.copy_pages(sources, targets)
 

@@ -56,7 +56,7 @@ class MindSporeExecutor:
         )
         self._model: Model[Any] = assemble(config, lambda name: self._device.load(weights, name), context_length=options.context_length)
         self._padder = Padder(options.max_step_tokens, pages_for(options.context_length), options.num_pages)
-        self._graphs: dict[tuple[int, int], Callable[..., Tensor]] = {}
+        self._graphs: dict[tuple[tuple[int, int], bool], Callable[..., Tensor]] = {}
         matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
         self.weight_bytes = sum(int(weight.nbytes) for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = int(self._device.kv_bytes)
@@ -64,15 +64,17 @@ class MindSporeExecutor:
     def run(self, step: Step) -> np.ndarray:
         self._device.check(step)
         padded = self._padder.pad(step)
-        if padded.size not in self._graphs:
-            self._graphs[padded.size] = write_graph(self._device.operations, self._model, padded.size)
-        logits: np.ndarray = self._graphs[padded.size](*padded.tensors()).asnumpy()
+        kind = padded.size, self._device.has_past(step)
+        if kind not in self._graphs:
+            named = NamedStep.of(*padded.size, has_past=kind[1])
+            self._graphs[kind] = write_graph(self._device.operations, self._model, named)
+        logits: np.ndarray = self._graphs[kind](*padded.tensors()).asnumpy()
         return logits[: len(step.wanted_R)]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Padded rows and wanted rows of each graph, in the order in which they were made."""
-        return list(self._graphs)
+        return [size for size, _ in self._graphs]
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         self._device.copy_pages(sources, targets)
@@ -84,10 +86,10 @@ class MindSporeExecutor:
         del self._graphs, self._model, self._device
 
 
-def write_graph(operations: Callable[[GraphWriter], Any], model: Model[Any], size: tuple[int, int]) -> Callable[..., Tensor]:
-    """The forward pass as a function of a padded step's tensors, float32 logits; size: padded rows and wanted rows."""
+def write_graph(operations: Callable[[GraphWriter], Any], model: Model[Any], step: NamedStep) -> Callable[..., Tensor]:
+    """The forward pass as a function of a padded step's tensors, float32 logits."""
     writer = GraphWriter()
-    logits = forward(operations(writer), model, NamedStep.of(*size))
+    logits = forward(operations(writer), model, step)
     return writer.compiled(INPUTS, writer.call(CAST, logits.name, writer.name_of(ms.float32)))
 
 

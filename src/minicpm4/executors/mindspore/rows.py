@@ -52,16 +52,20 @@ INPUTS = tuple(field.name for field in fields(PaddedStep))
 
 @dataclass(frozen=True)
 class NamedStep:
-    """What `forward` reads of a step, as names; operations mention the other inputs by theirs."""
+    """What `forward` reads of a step, as names; operations mention the other inputs by theirs.
+
+    has_past: whether rows may attend to tokens of earlier steps.
+    """
 
     tokens_T: Rows
     positions_T: Rows
     wanted_R: Rows
+    has_past: bool
 
     @classmethod
-    def of(cls, num_rows: int, num_wanted: int) -> NamedStep:
+    def of(cls, num_rows: int, num_wanted: int, *, has_past: bool) -> NamedStep:
         tokens, positions = (Rows(name, num_rows, 1, "num_tokens") for name in ("tokens_T", "positions_T"))
-        return cls(tokens, positions, Rows("wanted_R", num_wanted, 1, "num_wanted"))
+        return cls(tokens, positions, Rows("wanted_R", num_wanted, 1, "num_wanted"), has_past)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,8 @@ ALWAYS_INLINE u8x64 chunk(const uint8_t* planes) {
   if constexpr (width == 6) return join<4>(chunk<4, c>(planes), chunk<2, c>(planes + 256));
 }
 
-// How far ahead of the codes in work memory is asked for. A core then reads 25 to 31 GB/s of 4-bit weights instead of 12, and 23 or
-// more of other formats (EPYC with AVX-512 VNNI, 2026-11-24; 1024 is up to 30 % slower). Codes of 8 bits are done with twice as fast,
-// and read 8 % faster with twice the way; others are not. Dense weights of 16 bits are read faster with half the way: bf16 13 GB/s instead of 10.4,
-// f16 13.8 instead of 11.5, where 15.5 can be read (Xeon with AMX, 2026-11-25; one core, a second of the processor).
-constexpr size_t prefetch_bytes(int bits) { return bits == 8 ? 8192 : bits == 16 ? 2048 : 4096; }
+// How far ahead of the codes in work memory is asked for; kPrefetch of the unit says it for 8 bits and for others.
+constexpr size_t prefetch_bytes(int bits) { return kPrefetch[bits != 8]; }
 
 // What a thread reads: up to `end`, and then from `next` on.
 struct Stream {

@@ -122,13 +122,14 @@ inline float scale_of(const float* values, int count, float largest_code, float*
   return scale;
 }
 
-// A query as codes of one scale: its score with a key is key scale * scale * (sum of products - bias). Of pairs that are scored together
-// the codes lie together, [head dim / 4][pairs of the task][4], so that one address reaches them all; and pair by pair, [padded head dim].
+// A query as codes of one scale: its score with a key is key scale * scale * (sum of products - bias). high, low: of pairs that are scored
+// together the codes lie together, [padded head dim / 4][pairs of the task][4], so that one address reaches them all. own_*: this pair's alone.
 struct QueryCode {
   const int8_t *high, *low;
   float scale, bias;
   const int8_t *own_high, *own_low;
 };
+static_assert(sizeof(QueryCode) <= 16 * sizeof(float));  // see attend_scratch_floats
 
 // The codes of all pairs of a task; their bytes lie behind `codes`.
 template <int terms>

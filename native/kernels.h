@@ -149,7 +149,8 @@ constexpr int kStretchPages = 16;
 // A partial result of one (row, head): sums of weighted values [padded dim], sums of weights [16], largest score.
 constexpr size_t partial_floats(int padded_dim) { return padded_dim + 32; }
 constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim) {
-  return static_cast<size_t>(rows) * group_heads * (2 * partial_floats(padded_dim) + padded_dim + 16);  // codes take the rest
+  // Of each pair two partial results, two bytes of codes in two orders, and a QueryCode.
+  return static_cast<size_t>(rows) * group_heads * (2 * partial_floats(padded_dim) + padded_dim + 16);
 }
 
 // Computes for so many rounds in registers alone, to measure the units' speed; returns the multiplications and additions done.

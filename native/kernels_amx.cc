@@ -10,9 +10,9 @@
 #include "simd/amx.h"
 namespace minicpm4::ISA {
 constexpr const char* kName = "amx";
-// The CPUs that have AMX read 4-bit weights at 15.5 GB/s a core with it, 11.5 with 4096 or more, 14.5 with 1024; 8 bits 16 and 14.4; bf16 13 and 10.4
-// (a Xeon, 2026-11-25).
-constexpr size_t kPrefetch[2] = {2560, 2560};  // bytes, of 8 bits and of others
+// How many bytes ahead of the weights in work memory is asked for. A core of a Xeon (2026-11-25) reads 4-bit weights at 15.5 GB/s with these,
+// 14.5 with 1024, 11.5 with 4096 or more; 8 bits at 16, 15.5 and 14.4; bf16 at 13 with 2048 and 10.4 with 4096.
+constexpr size_t kPrefetch = 2560, kPrefetchOfBytes = 2560;  // kPrefetchOfBytes: where a weight has 8 bits
 constexpr int kRowBlock = 8;  // rows of activations that share a decoded weight
 constexpr int kAttendRows = 8;     // (query, head) pairs that share a key
 constexpr int kScoreVectors = 2;   // vectors of 16 keys whose scores are in registers together

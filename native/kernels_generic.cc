@@ -8,8 +8,7 @@
 #include "simd/generic.h"
 #define ISA generic
 namespace minicpm4::ISA {
-// As measured with AVX-512.
-constexpr size_t kPrefetch[2] = {8192, 4096};  // bytes, of 8 bits and of others
+constexpr size_t kPrefetch = 4096, kPrefetchOfBytes = 8192;  // see kernels_avx512.cc; not measured here
 constexpr int kRowBlock = 1;  // rows of activations that share a decoded weight
 constexpr int kAttendRows = 4;     // (query, head) pairs that share a key
 constexpr int kScoreVectors = 1;   // vectors of 16 keys whose scores are in registers together

@@ -14,8 +14,8 @@ ALWAYS_INLINE u8x64 chunk(const uint8_t* planes) {
   if constexpr (width == 6) return join<4>(chunk<4, c>(planes), chunk<2, c>(planes + 256));
 }
 
-// How far ahead of the codes in work memory is asked for; kPrefetch of the unit says it for 8 bits and for others.
-constexpr size_t prefetch_bytes(int bits) { return kPrefetch[bits != 8]; }
+// How far ahead of the codes in work memory is asked for.
+constexpr size_t prefetch_bytes(int bits) { return bits == 8 ? kPrefetchOfBytes : kPrefetch; }
 
 // What a thread reads: up to `end`, and then from `next` on.
 struct Stream {

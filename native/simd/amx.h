@@ -1,4 +1,4 @@
-// AMX: products of 8-bit matrices of 16 rows, [16 x K] . [K x 16] for K = 32 or 16, with exact integer results.
+// AMX: products of 8-bit matrices of 16 rows, [16 x K] . [K x 16] for K = 64, 32 or 16, with exact integer results.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,8 @@
 
 namespace minicpm4::ISA {
 
-// The shapes of the eight registers, as the processor reads them: 0 holds sums, 2 and 4 what is multiplied, 6 and 7 halves of it.
+// The shapes of the eight registers, as the processor reads them. kMatrixShapes: 0 holds sums, 2 and 4 what is multiplied, 6 and 7 halves of
+// it. kWholeMatrices: all have 16 rows of 64 bytes.
 struct alignas(64) MatrixShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 32, 32, 64, 64, 16, 64};
@@ -37,12 +38,11 @@ template <int n>
 inline void store_matrix(void* to, size_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(n) : "memory");
 }
-// Register `sums` += rows . columns, of bytes that are signed or not (one of them is).
-template <int sums, int rows, int columns, bool are_rows_signed, bool are_columns_signed>
+// Register `sums` += rows . columns; the bytes of rows are signed, those of columns by choice.
+template <int sums, int rows, int columns, bool are_signed>
 inline void add_matrix_product() {
-  if constexpr (are_rows_signed && are_columns_signed) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
-  else if constexpr (are_rows_signed) asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
-  else asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
+  if constexpr (are_signed) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
+  else asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
 }
 
 }  // namespace minicpm4::ISA
@@ -70,7 +70,7 @@ inline void multiply_matrix(const int8_t* x, size_t stride, const uint8_t* weigh
   clear_matrix<sums>();
   load_matrix<rows>(x, stride);
   load_matrix<columns>(weights, 64);
-  add_matrix_product<sums, rows, columns, true, are_signed>();
+  add_matrix_product<sums, rows, columns, are_signed>();
   store_matrix<sums>(out, 64);
 }
 
@@ -81,8 +81,8 @@ inline double peak_matrices(size_t rounds) {
   load_matrix<4>(codes, 64), load_matrix<5>(codes, 64), load_matrix<6>(codes, 64), load_matrix<7>(codes, 64);
   clear_matrix<0>(), clear_matrix<1>(), clear_matrix<2>(), clear_matrix<3>();
   for (size_t round = 0; round < rounds; ++round) {
-    add_matrix_product<0, 4, 6, true, true>(), add_matrix_product<1, 4, 7, true, true>();
-    add_matrix_product<2, 5, 6, true, true>(), add_matrix_product<3, 5, 7, true, true>();
+    add_matrix_product<0, 4, 6, true>(), add_matrix_product<1, 4, 7, true>();
+    add_matrix_product<2, 5, 6, true>(), add_matrix_product<3, 5, 7, true>();
   }
   return 4 * 2.0 * 16 * 64 * 16 * static_cast<double>(rounds);
 }

@@ -437,8 +437,10 @@ void check(const Kernels& k) {
       check_attend(k, format, code_bytes, 6, 1, 1, 1, 1);
       check_attend(k, format, code_bytes, 24, 3, 2, 130, 5);
       check_attend(k, format, code_bytes, 64, 8, 2, 64, 1);
-      check_attend(k, format, code_bytes, 64, 8, 2, 150, 5);
+      check_attend(k, format, code_bytes, 64, 8, 2, 1089, 4);   // two stretches, and rows on both sides of a page's end
       check_attend(k, format, code_bytes, 128, 16, 1, 140, 3);
+      check_attend(k, format, code_bytes, 192, 4, 1, 130, 4);
+      check_attend(k, format, code_bytes, 128, 5, 1, 200, 4);  // 20 pairs
       check_attend(k, format, code_bytes, 80, 5, 1, 200, 70);
       check_attend(k, format, code_bytes, 16, 8, 1, 2100, 3);
       for (const int length : {1, 255, 300, 1023, 2111}) for (const bool has_coarse_lse : {false, true}) {

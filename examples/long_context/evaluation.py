@@ -33,7 +33,7 @@ def evaluate(config: ModelConfig, parameters: Parameters, task: Task, *, sparse:
         batch = make_batch(task, BATCH_SIZE, seed=[SEED, index])
         answers_R = torch.from_numpy(batch.answers_R)
         with torch.no_grad():
-            logits_RV = logits_of(config, parameters, batch, sparse=sparse)
+            logits_RV = logits_of(config, parameters, batch.tokens_BT, rows_R=batch.asked_R, sparse=sparse)
         losses.append(cross_entropy(logits_RV, answers_R, reduction="none").numpy())
         are_right.append((logits_RV.argmax(dim=-1) == answers_R).numpy())
         are_copies.append(batch.is_copy_R)

@@ -3,7 +3,7 @@
 Dense and sparse attention share every parameter; which of them runs is an argument of a call.
 """
 
-# B sequences, T tokens of each, R rows that are asked
+# B sequences, T tokens of each, R rows whose logits are wanted
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.long_context.task import VOCAB_SIZE, Batch
+from examples.long_context.task import VOCAB_SIZE
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, assemble, forward, pages_for
@@ -59,26 +59,29 @@ def initial_parameters(config: ModelConfig, *, seed: int) -> Parameters:
     return {name: draw(name, shape).requires_grad_() for name, shape in parameter_shapes(config).items()}
 
 
-def logits_of(config: ModelConfig, parameters: Parameters, batch: Batch, *, sparse: SparseConfig | None) -> Tensor:
-    """Of the rows that the batch asks, [R, V]. sparse: the rule of attention, None for dense; both read the same parameters."""
-    step = pack(batch)
+def logits_of(
+    config: ModelConfig, parameters: Parameters, tokens_BT: np.ndarray, *, rows_R: np.ndarray, sparse: SparseConfig | None
+) -> Tensor:
+    """[R, V]. rows_R: ascending, of all sequences one after the other. sparse: the rule of attention, None for dense; both read the same
+    parameters."""
+    step = pack(tokens_BT, rows_R)
     cache = TorchCache.empty(config, step.pages_SP.size, dtype=torch.float32, device=CPU)
     kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=step.pages_SP.size, device=CPU)
     model = assemble(config, parameters.__getitem__, context_length=config.context_length)
     return forward(TorchOps(config, cache, kernels), model, TorchStep.of(step, CPU, sparse=sparse))
 
 
-def pack(batch: Batch) -> Step:
+def pack(tokens_BT: np.ndarray, rows_R: np.ndarray) -> Step:
     """All sequences in one step, each from position 0 and on pages of its own."""
-    count, length = batch.tokens_BT.shape
+    count, length = tokens_BT.shape
     pages = pages_for(length)
     positions_T, sequences_B1 = np.arange(length), np.arange(count)[:, None]
     return Step(
-        tokens_T=batch.tokens_BT.astype(np.int32).reshape(-1),
+        tokens_T=tokens_BT.astype(np.int32).reshape(-1),
         positions_T=np.tile(positions_T, count).astype(np.int32),
         slots_T=(sequences_B1 * pages * PAGE_TOKENS + positions_T).astype(np.int32).reshape(-1),
         starts_S1=(np.arange(count + 1) * length).astype(np.int32),
         lengths_S=np.full(count, length, np.int32),
         pages_SP=(sequences_B1 * pages + np.arange(pages)).astype(np.int32),
-        wanted_R=batch.asked_R.astype(np.int32),
+        wanted_R=rows_R.astype(np.int32),
     )

@@ -45,8 +45,8 @@ STAGES = (  # short sequences first: what points at the right token is as faint 
     Stage("32", (WARM,), None, None, steps=400, tokens=1024, rate=0.005, warmup=20, decay=40),
     Stage("64", (WARMER,), "32", None, steps=20, tokens=1024, rate=0.005, warmup=5, decay=10),
     Stage("short", (SHORT,), "64", None, steps=60, tokens=4096, rate=0.005, warmup=5, decay=20, save_every=20),
-    Stage("long dense", MIXED, "short", None, steps=160, tokens=4096, rate=0.004, warmup=5, decay=80, save_every=20),
-    Stage("long sparse", MIXED, "short", SPARSE, steps=160, tokens=4096, rate=0.004, warmup=5, decay=80, save_every=20),
+    Stage("long dense", MIXED, "short", None, steps=240, tokens=4096, rate=0.004, warmup=5, decay=120, save_every=20),
+    Stage("long sparse", MIXED, "short", SPARSE, steps=240, tokens=4096, rate=0.004, warmup=5, decay=120, save_every=20),
 )
 ATTENTION = {"dense": None, "sparse": SPARSE, "sparse, no choice": NO_CHOICE}
 ROWS = (  # what is compared: weights, task, attention
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_seed(config: ModelConfig, seed: int, *, folder: Path) -> dict[str, Any]:
-    """All stages and all comparisons of a seed; `seconds` are what the stages' steps took, over all sittings."""
+    """All stages and all comparisons of a seed; `seconds` are what the stages' steps took of a processor, over all sittings."""
     weights: dict[str, Parameters] = {}
     for stage in STAGES:
         parameters = copy_of(weights[stage.start]) if stage.start else initial_parameters(config, seed=seed)
@@ -122,7 +122,7 @@ def page_of(result: Mapping[str, Any]) -> str:
     minutes = [sum(seed["seconds"].values()) / 60 for seed in seeds]
     about = (
         f"{result['machine']}, {result['threads']} thread, commit {result['commit']}; seeds {', '.join(str(s['seed']) for s in seeds)}, "
-        f"{min(minutes):.1f} to {max(minutes):.1f} minutes of training each (other programs ran beside it).\n"
+        f"{min(minutes):.1f} to {max(minutes):.1f} processor minutes of training each.\n"
         f"Means over seeds, with the least and the most; {NUM_EVALUATED} sequences that no batch held.\n\n"
     )
     return about + table_of(HEADER, rows)

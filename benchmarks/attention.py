@@ -81,6 +81,7 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         team,
         max_rows=case.rows,
         code_bytes=1,
+        rounds_prompts=False,
         num_pages=num_pages,
         num_layers=layers,
         num_heads=config.num_heads,
@@ -106,4 +107,4 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
 
 def run_step(program: _native.Program, step: Step, *, width: int) -> None:
     s = step
-    program.run(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, width)
+    program.run(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, s.is_prompt_S, width)

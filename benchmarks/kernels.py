@@ -31,7 +31,7 @@ from minicpm4.model.parameters import LAYER_ROLES, layer_parameter
 FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0", "ternary_g32", "ternary_g64", "ternary_g128")
 ROWS = (1, 2, 4, 8, 16, 512)
 MATRICES = tuple(role for role in LAYER_ROLES if "norm" not in role)
-CODE_TYPES = {"int8": np.int8, "int16": np.int16}
+CODE_BYTES = {"int8": 1, "int16": 2, "bf16": 0}  # of activations; bf16: of prompts, where the instruction set has such products
 CONTEXT_TOKENS = 4096
 KV_FORMATS = ("f16", "bf16", "int8")
 CONTEXTS = (512, 4096, 16384)
@@ -41,7 +41,7 @@ QUERY_ROWS = (1, 64)
 @dataclass(frozen=True)
 class Product:
     """A matrix [rows_of_matrix, columns] times `batch` rows of activations. bytes: of the matrix as stored; seconds: of one
-    product, the median of the repeats, all of which are in samples. peak: of the numbers that are multiplied, int8 or f32."""
+    product, the median of the repeats, all of which are in samples. peak: of the numbers that are multiplied, int8, bf16 or f32."""
 
     format: str
     batch: int
@@ -74,7 +74,8 @@ def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, peaks: Pe
     samples = samples_of(run, copies=copies, repeats=setup.repeats)
     seconds = median(samples)
     byte_rate, operations = weight.nbytes / seconds, 2 * batch * weight.shape[0] * weight.shape[1]
-    peak = "f32" if weight.format.is_dense else "int8"
+    peak = "f32" if weight.format.is_dense else "bf16" if setup.activations == "bf16" else "int8"
+    peak_rate = {"f32": peaks.f32, "bf16": peaks.bf16 or 0.0, "int8": peaks.int8}[peak]
     return Product(
         format=weight.format.name,
         batch=batch,
@@ -86,7 +87,7 @@ def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, peaks: Pe
         bandwidth_share=byte_rate / peaks.bytes_per_second,
         gigaops_per_second=operations / seconds / 1e9,
         peak=peak,
-        peak_share=operations / seconds / 1e9 / (peaks.f32 if peak == "f32" else peaks.int8),
+        peak_share=operations / seconds / 1e9 / peak_rate,
         samples=samples,
     )
 
@@ -99,7 +100,8 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
         setup.isa,
         team,
         max_rows=batch,
-        code_bytes=np.dtype(CODE_TYPES[setup.activations]).itemsize,
+        code_bytes=CODE_BYTES[setup.activations],
+        rounds_prompts=setup.activations == "bf16",
         num_pages=1,
         num_layers=1,
         num_heads=1,
@@ -114,16 +116,16 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
     x, out = program.add_buffer(columns), program.add_buffer(num_rows)
     program.begin_phase(_native.PhaseKind.rows, False)
     program.add(_native.Op.embed, **UNUSED | {"out": x, "weight": table, "factor": 1.0})
-    program.add(_native.Op.quantize, **UNUSED | {"a": x})
+    program.add(_native.Op.encode, **UNUSED | {"a": x})
     for factor in factors:
         program.begin_phase(_native.PhaseKind.products, False)
         program.begin_job()
         program.add(_native.Op.multiply, **UNUSED | {"out": out, "a": x, "weight": factor})
     each, zeros, ends = np.arange(batch, dtype=np.int32), np.zeros(batch, np.int32), np.array([0, batch], np.int32)
-    lengths, pages, wanted = np.ones(1, np.int32), np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+    lengths, pages, wanted, is_prompt = np.ones(1, np.int32), np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.ones(1, np.int32)
 
     def run() -> None:
-        program.run(each, zeros, zeros, ends, lengths, pages, wanted, max(batch, num_rows))
+        program.run(each, zeros, zeros, ends, lengths, pages, wanted, is_prompt, max(batch, num_rows))
 
     return run
 
@@ -166,7 +168,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), metavar="N", help="rows of activations")
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, num_cores()}), metavar="N")
     parser.add_argument("--isa", default=_native.usable_isas()[0], choices=_native.usable_isas())
-    parser.add_argument("--activations", default="int8", choices=tuple(CODE_TYPES))
+    parser.add_argument("--activations", default="int8", choices=tuple(CODE_BYTES))
     parser.add_argument("--kv-formats", nargs="*", default=list(KV_FORMATS), choices=(*KV_FORMATS, "f32"), help="of attention's cache")
     parser.add_argument("--contexts", nargs="*", type=int, default=list(CONTEXTS), metavar="N", help="tokens that attention sees")
     parser.add_argument("--megabytes", type=int, default=256, help="that all copies of a matrix or cache take; more than the caches")

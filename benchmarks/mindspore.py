@@ -71,7 +71,7 @@ class Ours:
         self.tokens = [int(self.runner.run(single_step(self.prompt))[0].argmax())]
         start = time.process_time()
         for index in range(count):
-            step = single_step(np.array(self.tokens[-1:], np.int32), start=len(self.prompt) + index)
+            step = single_step(np.array(self.tokens[-1:], np.int32), start=len(self.prompt) + index, is_prompt=False)
             self.tokens.append(int(self.runner.run(step)[0].argmax()))
         return (time.process_time() - start) / count
 
@@ -115,10 +115,10 @@ def llama_of(config: ModelConfig, format_name: str) -> Any:
 
 def seconds_at(runner: Executor, depth: int, count: int) -> float:
     runner.randomize_pages(np.arange(pages_for(CONTEXT), dtype=np.int32), seed=1)
-    runner.run(single_step(np.zeros(1, np.int32), start=depth))
+    runner.run(single_step(np.zeros(1, np.int32), start=depth, is_prompt=False))
     start = time.process_time()
     for index in range(count):
-        runner.run(single_step(np.zeros(1, np.int32), start=depth + index))
+        runner.run(single_step(np.zeros(1, np.int32), start=depth + index, is_prompt=False))
     return (time.process_time() - start) / count
 
 

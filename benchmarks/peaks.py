@@ -13,7 +13,7 @@ REPEATS = 5  # the best is taken: a peak is what was once reached
 @dataclass(frozen=True)
 class Peaks:
     """Of so many threads together: bytes_per_second read from memory; Gop/s, multiplications and additions counted, of products of int8
-    that the instruction set has, of bf16's dot product where the CPU has one, of float32's."""
+    that the instruction set has, of bf16 by matrices where it has those, else by the dot product where the CPU has one, of float32's."""
 
     threads: int
     bytes_per_second: float

@@ -1,7 +1,8 @@
 """What speed costs: bits per byte of a text by the native executor, beside the reference's: python -m benchmarks.quality
 
 A model's projections are requantized to each format, in memory; the reference then computes with those weights in float32, the
-native executor with each kind of activations and of cache. A model whose rows are no whole blocks of a format is padded with zeros.
+native executor with each kind of activations, of its own for prompts where the CPU has one, and of cache. The text is one prompt; only
+its logits are of activations as they are elsewhere. A model whose rows are no whole blocks of a format is padded with zeros.
 What the reference found is kept in the cache folder: it is the slow part. Writes <output>.json and .md.
 """
 
@@ -25,7 +26,7 @@ from minicpm4.checkpoint import open_checkpoint, resolve
 from minicpm4.engine import read_text_side
 from minicpm4.engine.score import score_tokens
 from minicpm4.errors import ConfigError, MiniCPMError
-from minicpm4.executors import ExecutorOptions, create_executor
+from minicpm4.executors import ExecutorOptions, capabilities_of, create_executor
 from minicpm4.hardware import cache_folder, num_cores
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, pages_for
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
@@ -34,6 +35,7 @@ from minicpm4.quant import dequantize, quantize
 TEXT = Path(__file__).with_name("quality.txt")
 FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0")
 ACTIVATIONS = ("int16", "int8")
+PROMPT_ACTIVATIONS = ("same", "bf16")
 KV_FORMATS = ("f16", "int8")
 WIDEST_BLOCK = 256
 STEP_TOKENS = 256
@@ -72,6 +74,7 @@ class Quality:
     format: str
     is_padded: bool
     activations: str
+    prompt_activations: str
     kv_format: str
     bits_per_byte: float
     reference_bits_per_byte: float
@@ -94,7 +97,7 @@ def score_text(executor: str, subject: Subject, tokens: Sequence[int], *, option
     return Score((-scores.logprobs_N / np.log(2)).tolist(), scores.likeliest_N.tolist())
 
 
-def options_for(num_tokens: int, *, threads: int, activations: str, kv_format: str) -> ExecutorOptions:
+def options_for(num_tokens: int, *, threads: int, activations: str, kv_format: str, prompt_activations: str = "same") -> ExecutorOptions:
     return ExecutorOptions(
         context_length=num_tokens,
         num_pages=pages_for(num_tokens),
@@ -102,7 +105,14 @@ def options_for(num_tokens: int, *, threads: int, activations: str, kv_format: s
         kv_format=kv_format,
         threads=threads,
         activations=activations,
+        prompt_activations=prompt_activations,
     )
+
+
+def kinds() -> list[tuple[str, str, str]]:
+    """(cache, prompt activations, activations), of those that this CPU has."""
+    can_round = None in capabilities_of("native").rounding_isas
+    return list(itertools.product(KV_FORMATS, PROMPT_ACTIVATIONS if can_round else PROMPT_ACTIVATIONS[:1], ACTIVATIONS))
 
 
 def reference_score(subject: Subject, tokens: Sequence[int], *, folder: Path) -> Score:
@@ -123,15 +133,18 @@ def compare_format(subject: Subject, tokens: Sequence[int], *, num_bytes: int, t
     say(f"{subject.format}: reference")
     reference = reference_score(subject, tokens, folder=folder)
     found = []
-    for kv_format, activations in itertools.product(KV_FORMATS, ACTIVATIONS):
-        say(f"{subject.format}: native, activations {activations}, cache {kv_format}")
-        options = options_for(len(tokens), threads=threads, activations=activations, kv_format=kv_format)
+    for kv_format, prompt_activations, activations in kinds():
+        say(f"{subject.format}: native, activations {activations}, of prompts {prompt_activations}, cache {kv_format}")
+        options = options_for(
+            len(tokens), threads=threads, activations=activations, kv_format=kv_format, prompt_activations=prompt_activations
+        )
         score = score_text("native", subject, tokens, options=options)
         found.append(
             Quality(
                 format=subject.format,
                 is_padded=subject.is_padded,
                 activations=activations,
+                prompt_activations=prompt_activations,
                 kv_format=kv_format,
                 bits_per_byte=sum(score.bits) / num_bytes,
                 reference_bits_per_byte=sum(reference.bits) / num_bytes,
@@ -170,16 +183,21 @@ def requantized(model: Path, format_name: str, *, text: bytes) -> Subject:
 
 def quality_table(rows: Sequence[Quality]) -> str:
     """A line a format: the difference of each kind, with how often the likeliest token is the same."""
-    kinds = list(itertools.product(KV_FORMATS, ACTIVATIONS))
-    header = ["format", "reference, bits/byte", *(f"activations {activations}, cache {kv_format}" for kv_format, activations in kinds)]
+    measured = dict.fromkeys((row.kv_format, row.prompt_activations, row.activations) for row in rows)
+    header = ["format", "reference, bits/byte", *(heading(*kind) for kind in measured)]
     lines = []
     for name in dict.fromkeys(row.format for row in rows):
-        own = {(row.kv_format, row.activations): row for row in rows if row.format == name}
+        own = {(row.kv_format, row.prompt_activations, row.activations): row for row in rows if row.format == name}
         first = next(iter(own.values()))
         lines.append(
-            [name + (" (padded)" if first.is_padded else ""), f"{first.reference_bits_per_byte:.4f}", *map(cell, map(own.get, kinds))]
+            [name + (" (padded)" if first.is_padded else ""), f"{first.reference_bits_per_byte:.4f}", *map(cell, map(own.get, measured))]
         )
     return table_of(header, lines)
+
+
+def heading(kv_format: str, prompt_activations: str, activations: str) -> str:
+    of_prompts = "" if prompt_activations == "same" else f", of prompts {prompt_activations}"
+    return f"activations {activations}{of_prompts}, cache {kv_format}"
 
 
 def cell(row: Quality | None) -> str:

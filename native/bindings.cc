@@ -144,16 +144,17 @@ void check_step(const StepView& step, const Program::Options& options, int vocab
 }
 
 StepView view_of(const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths, const Pages& pages,
-                 const Ints& wanted) {
+                 const Ints& wanted, const int32_t* is_prompt) {
   require(positions.size() == tokens.size() && slots.size() == tokens.size(), "one position and one slot a token");
   require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size(), "one start, length and row of pages a sequence");
-  return {tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(),
+  return {tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(), is_prompt,
           static_cast<int>(tokens.size()), static_cast<int>(lengths.size()), static_cast<int>(pages.shape(1)), static_cast<int>(wanted.size())};
 }
 
 nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
-                                  const Pages& pages, const Ints& wanted, int vocabulary) {
-  const StepView step = view_of(tokens, positions, slots, starts, lengths, pages, wanted);
+                                  const Pages& pages, const Ints& wanted, const Ints& is_prompt, int vocabulary) {
+  require(is_prompt.size() == lengths.size(), "one mark of a prompt a sequence");
+  const StepView step = view_of(tokens, positions, slots, starts, lengths, pages, wanted, is_prompt.data());
   check_step(step, program.options(), vocabulary);
   const float* logits;
   {
@@ -233,7 +234,7 @@ double read_bandwidth(const std::string& isa, Team& team, size_t bytes, int repe
 std::optional<double> peak_rate(const std::string& isa, const std::string& number, Team& team, int repeats) {
   const Kernels& kernels = kernels_named(isa);
   require(number == "int8" || number == "f32" || number == "bf16", "a peak is of int8, f32 or bf16");
-  const PeakFunction compute = number == "int8" ? kernels.peak_int8 : number == "f32" ? kernels.peak_f32 : peak_bf16();
+  const PeakFunction compute = number == "int8" ? kernels.peak_int8 : number == "f32" ? kernels.peak_f32 : kernels.peak_bf16 ? kernels.peak_bf16 : peak_bf16_dot();
   if (!compute) return std::nullopt;
   double best = 0;
   const nb::gil_scoped_release unlocked;
@@ -278,13 +279,14 @@ NB_MODULE(_native, m) {
     for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);
     return names;
   });
+  m.def("can_round", [](const std::string& isa) { return kernels_named(isa).multiply_rounded != nullptr; }, nb::arg("isa"));
   m.def("read_bandwidth", &read_bandwidth, nb::arg("isa"), nb::arg("team"), nb::arg("bytes"), nb::arg("repeats"));
   m.def("peak_rate", &peak_rate, nb::arg("isa"), nb::arg("number"), nb::arg("team"), nb::arg("repeats"));
 
   nb::enum_<Op>(m, "Op")
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
-      .value("quantize", Op::quantize).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
+      .value("quantize", Op::quantize).value("encode", Op::encode).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
       .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks)
       .value("compress", Op::compress).value("select", Op::select);
 
@@ -304,16 +306,16 @@ NB_MODULE(_native, m) {
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
-           [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, int num_pages, int num_layers, int num_heads, int num_kv_heads, int head_dim,
-              const std::string& kv_format, std::optional<SparseRule> sparse) {
-             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+           [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, bool rounds_prompts, int num_pages, int num_layers, int num_heads, int num_kv_heads,
+              int head_dim, const std::string& kv_format, std::optional<SparseRule> sparse) {
+             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, rounds_prompts, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
                                                            kv_format_named(kv_format), sparse.value_or(SparseRule{})});
            },
-           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("rounds_prompts"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none(), nb::keep_alive<1, 3>())
       .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.arena, w.weight); })
       .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })
-      .def("add_buffer", &Program::add_buffer, nb::arg("columns"))
+      .def("add_buffer", &Program::add_buffer, nb::arg("columns"), nb::arg("is_local") = false)
       .def("begin_phase", &Program::begin_phase, nb::arg("kind"), nb::arg("over_wanted"))
       .def("begin_job", &Program::begin_job)
       .def("add",
@@ -326,7 +328,7 @@ NB_MODULE(_native, m) {
       .def("peaks", &peaks_of, nb::arg("rows"))
       .def("chosen_blocks", &chosen_blocks_of)
       .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
-           nb::arg("wanted"), nb::arg("vocabulary"))
+           nb::arg("wanted"), nb::arg("is_prompt"), nb::arg("vocabulary"))
       .def("copy_pages", &copy_pages, nb::arg("sources"), nb::arg("targets"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));
 
@@ -343,7 +345,7 @@ NB_MODULE(_native, m) {
       .def("__init__",
            [](AttentionHandle* self, const std::string& isa, const std::shared_ptr<SharedTeam>& team, int max_rows, int num_pages, int num_layers, int num_heads,
               int num_kv_heads, int head_dim, const std::string& kv_format, std::optional<SparseRule> sparse) {
-             new (self) AttentionHandle(kernels_named(isa), team, {max_rows, 0, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+             new (self) AttentionHandle(kernels_named(isa), team, {max_rows, 0, false, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
                                                                    kv_format_named(kv_format), sparse.value_or(SparseRule{})});
            },
            nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
@@ -353,7 +355,7 @@ NB_MODULE(_native, m) {
       .def("check",
            [](const AttentionHandle& handle, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
               const Pages& pages, const Ints& wanted, int vocabulary) {
-             check_step(view_of(tokens, positions, slots, starts, lengths, pages, wanted), handle.options(), vocabulary);
+             check_step(view_of(tokens, positions, slots, starts, lengths, pages, wanted, nullptr), handle.options(), vocabulary);
            },
            nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"), nb::arg("wanted"),
            nb::arg("vocabulary"))

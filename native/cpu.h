@@ -22,7 +22,7 @@ struct Cpu {
 inline bool may_use_matrices() {
   constexpr int kRequestPermission = 0x1023, kMatrixData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a, b, c, d;
-  const bool has_them = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bit_AMX_TILE) && (d & bit_AMX_INT8);
+  const bool has_them = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bit_AMX_TILE) && (d & bit_AMX_INT8) && (d & bit_AMX_BF16);
 #if defined(__linux__)
   return has_them && syscall(SYS_arch_prctl, kRequestPermission, kMatrixData) == 0;
 #else
@@ -38,7 +38,7 @@ inline Cpu this_cpu() {
   cpu.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   cpu.avx512 = cpu.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  cpu.amx = cpu.avx512 && may_use_matrices();
+  cpu.amx = cpu.avx512 && __builtin_cpu_supports("avx512bf16") && may_use_matrices();
 #elif defined(__aarch64__)
   // The first 64-bit ARM cores have no dot products: the unit's -march names more than the architecture promises.
   const unsigned long needed = HWCAP_ASIMDDP | HWCAP_ASIMDHP | HWCAP_ATOMICS;

@@ -172,7 +172,7 @@ int attend(const Call& call) {
       !call.is(6, "int32", {rows}) || !call.is(7, "int32", {rows, call.shapes[7][1]}))
     return kWrongInputs;
   const int32_t* starts = call.at<const int32_t>(5);
-  const StepView step{nullptr, call.at<const int32_t>(3), call.at<const int32_t>(4), starts, call.at<const int32_t>(6), call.at<const int32_t>(7), nullptr,
+  const StepView step{nullptr, call.at<const int32_t>(3), call.at<const int32_t>(4), starts, call.at<const int32_t>(6), call.at<const int32_t>(7), nullptr, nullptr,
                       starts[rows], static_cast<int>(rows), static_cast<int>(call.shapes[7][1]), 0};
   attention.attend(static_cast<int>(layer), step, call.at<const float>(0), call.at<const float>(1), call.at<const float>(2), call.out());
   call.clear_after(step.num_tokens);

@@ -1,10 +1,10 @@
-// Kernels for AVX-512 with VNNI and AMX, which multiplies 8-bit matrices.
+// Kernels for AVX-512 with VNNI and AMX, which multiplies matrices of bytes and of bfloat16.
 #include <utility>
 
 #include "half.h"
 #include "kernels.h"
 
-#if (defined(__AVX512VNNI__) && defined(__AMX_INT8__)) || defined(MINICPM4_EMULATED)
+#if (defined(__AVX512VNNI__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)) || defined(MINICPM4_EMULATED)
 #define ISA amx
 #include "simd/avx512.h"
 #include "simd/amx.h"
@@ -25,14 +25,15 @@ constexpr int kPeakCodeRows = 6, kPeakFloatRows = 6;  // whose sums are in regis
 #include "linear.h"
 #include "matrix.h"
 #include "matrix_attention.h"
+#include "rounded_matrix.h"
 #include "selection.h"
 #include "peak.h"
 
 namespace minicpm4 {
 const Kernels* kernels_amx() {
   using namespace ISA;
-  static constexpr Kernels table = {kName, multiply_by_matrices, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
-                                    attend_by_matrices, merge_stretches, compress, select, read_all, peak_matrices, peak_f32};
+  static constexpr Kernels table = {kName, multiply_by_matrices, multiply_rounded, round_rows, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
+                                    attend_by_matrices, merge_stretches, compress, select, read_all, peak_matrices<false>, peak_f32, peak_matrices<true>};
   return &table;
 }
 }  // namespace minicpm4

@@ -23,7 +23,7 @@ constexpr int kScoreVectors = 1;   // vectors of 16 keys whose scores are in reg
 namespace minicpm4 {
 const Kernels* kernels_neon_i8mm() {
   using namespace ISA;
-  static constexpr Kernels table = {kName, multiply, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
+  static constexpr Kernels table = {kName, multiply, nullptr, nullptr, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
                                     attend, merge_stretches, compress, select, read_all};
   return &table;
 }

@@ -1,4 +1,4 @@
-// How fast the bf16 dot product is where the CPU has one. No kernel uses it; it is measured to say what it would be worth.
+// How fast the bf16 dot product is where the CPU has one. No kernel uses it, AMX has matrices of bf16; it is measured to say what it would be worth.
 #include "kernels.h"
 
 #if defined(__AVX512BF16__)
@@ -30,13 +30,13 @@ double peak_dot(size_t rounds) { return peak_of(rounds, std::make_integer_sequen
 
 }  // namespace
 
-PeakFunction peak_bf16() {
+PeakFunction peak_bf16_dot() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512bf16") ? peak_dot : nullptr;
 }
 }  // namespace minicpm4
 #else
 namespace minicpm4 {
-PeakFunction peak_bf16() { return nullptr; }
+PeakFunction peak_bf16_dot() { return nullptr; }
 }  // namespace minicpm4
 #endif

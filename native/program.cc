@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
 
 #include "packing.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kColumnsPerTask = 128;    // of a product: few enough for the cache; 64 makes a decoding step 5 % slower (docs/lab_notes.md)
 constexpr int kRowsPerTask = 128;
+constexpr int kRoundedRowsPerTask = 512;  // weights are decoded once for all of them
 constexpr int kAttendRowsPerTask = 32;  // (query, head) pairs that share a page's keys
 constexpr int kWideHead = 256;          // heads up to here fit the columns of a task
 
@@ -49,10 +51,14 @@ float largest(const float* x, int n) {
 
 int divide_up(int n, int by) { return (n + by - 1) / by; }
 
+// Fewer rows a task where more threads want tasks.
+int rounded_rows_per_task(int num_threads) { return std::max(kRowsPerTask, kRoundedRowsPerTask / divide_up(num_threads, 4)); }
+
 }  // namespace
 
 Program::Program(const Kernels& kernels, Team& team, const Options& options)
     : kernels_(kernels), team_(team), options_(options), task_columns_(columns_per_task(options.head_dim)) {
+  if (options.rounds_prompts && !kernels.multiply_rounded) throw std::invalid_argument(std::string(kernels.name) + " has no products in bfloat16");
   const KvLayer shape = kv_layer(0);
   kv_ = Memory(shape.page_stride * options.num_pages, true);
   size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
@@ -121,11 +127,18 @@ int Program::add_vector(const float* values, int columns) {
   return static_cast<int>(vectors_.size()) - 1;
 }
 
-int Program::add_buffer(int columns) {
+int Program::add_buffer(int columns, bool is_local) {
   Buffer buffer;
   buffer.columns = columns;
-  buffer.stride = round_up(columns, 16);
-  buffer.values = Memory(buffer.stride * options_.max_rows * sizeof(float), false);
+  if (is_local) {
+    buffer.stride = task_columns_ + kTileRows;  // not a power of two: tiles of rows would compete for the same lines of a cache
+    buffer.local = static_cast<int>(locals_.size()) / team_.size();
+    const int rows = std::min(options_.max_rows, rounded_rows_per_task(team_.size()));
+    for (int member = 0; member < team_.size(); ++member) locals_.emplace_back(buffer.stride * rows * sizeof(float), false);
+  } else {
+    buffer.stride = round_up(columns, 16);
+    buffer.values = Memory(buffer.stride * options_.max_rows * sizeof(float), false);
+  }
   buffers_.push_back(std::move(buffer));
   return static_cast<int>(buffers_.size()) - 1;
 }
@@ -145,9 +158,13 @@ void Program::add(const Instruction& instruction) {
     job.columns = buffers_[instruction.out].columns;
     job.num_column_tasks = divide_up(job.columns, task_columns_);
   }
-  if (instruction.op != Op::quantize) return;
+  if (instruction.op != Op::quantize && instruction.op != Op::encode) return;
   Buffer& buffer = buffers_[instruction.a];
-  if (buffer.high.bytes() > 0) return;
+  if (instruction.op == Op::encode && options_.rounds_prompts && buffer.rounded.bytes() == 0) {
+    buffer.panel_stride = static_cast<size_t>(options_.max_rows + kTileRows) * kGroupColumns;  // tiles of neighbouring panels lie in different sets of a cache
+    buffer.rounded = Memory(buffer.panel_stride * (buffer.columns / kGroupColumns) * sizeof(uint16_t), false);
+  }
+  if (buffer.high.bytes() > 0 || options_.code_bytes == 0) return;
   const size_t cells = static_cast<size_t>(buffer.columns) * options_.max_rows;
   buffer.high = Memory(cells, false);
   if (options_.code_bytes == 2) buffer.low = Memory(cells, false);
@@ -176,6 +193,7 @@ const float* Program::run(const StepView& step) {
 }
 
 void Program::run_phases(const StepView& step, int first, int last) {
+  cut_rows(step);
   cut_queries(step);
   for (Share& share : shares_) share.next.store(0, std::memory_order_relaxed);
   team_.run([&](int member) {
@@ -192,7 +210,7 @@ void Program::run_phase(size_t index, const StepView& step, int member) {
   switch (phase.kind) {
     case PhaseKind::rows: {
       const int num_rows = rows_of(phase, step), first = share_start(num_rows, member), last = share_start(num_rows, member + 1);
-      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns});
+      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns, member});
       break;
     }
     case PhaseKind::products: run_products(index, step, member); break;
@@ -231,14 +249,21 @@ void Program::take_tasks(size_t phase, int num_tasks, int member, Work work) {
 }
 
 void Program::apply(const Instruction& in, const StepView& step, const Slice& slice) {
-  for (int i = slice.first_row; i < slice.last_row; ++i) apply_row(in, step, i, slice.first_column, slice.last_column);
+  for (int i = slice.first_row; i < slice.last_row; ++i) apply_row(in, step, i, slice);
 }
 
-// One row, columns [first, last). Whole rows for the ops that look at all columns.
-void Program::apply_row(const Instruction& in, const StepView& step, int i, int first, int last) {
-  const int head_dim = options_.head_dim, n = static_cast<int>(round_up(last - first, 16));
-  float* out = in.out >= 0 ? row(in.out, i) + first : nullptr;
-  const float *a = in.a >= 0 ? row(in.a, in.op == Op::take ? step.wanted[i] : i) + first : nullptr, *b = in.b >= 0 ? row(in.b, i) : nullptr;
+// A row of a buffer, from the slice's first column on.
+float* Program::cells(int buffer, int i, const Slice& slice) {
+  const Buffer& b = buffers_[buffer];
+  if (b.local < 0) return row(buffer, i) + slice.first_column;
+  return locals_[b.local * team_.size() + slice.member].as<float>() + b.stride * (i - slice.first_row);
+}
+
+// One row, the slice's columns. Whole rows for the ops that look at all columns.
+void Program::apply_row(const Instruction& in, const StepView& step, int i, const Slice& slice) {
+  const int head_dim = options_.head_dim, first = slice.first_column, last = slice.last_column, n = static_cast<int>(round_up(last - first, 16));
+  float* out = in.out >= 0 ? cells(in.out, i, slice) : nullptr;
+  const float* a = in.a >= 0 ? cells(in.a, in.op == Op::take ? step.wanted[i] : i, slice) : nullptr;
   switch (in.op) {
     case Op::embed:
       unpack_row(weights_[in.weight], step.tokens[i], out);
@@ -246,8 +271,8 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, int 
       break;
     case Op::scale: kernels_.scale(a, in.factor, out, n); break;
     case Op::rms_norm: kernels_.rms_norm(a, vectors_[in.vector].as<float>(), last, in.factor, out, n); break;
-    case Op::add_scaled: kernels_.add_scaled(a, b + first, in.factor, out, n); break;
-    case Op::swiglu: kernels_.swiglu(a, b + first, out, n); break;
+    case Op::add_scaled: kernels_.add_scaled(a, cells(in.b, i, slice), in.factor, out, n); break;
+    case Op::swiglu: kernels_.swiglu(a, cells(in.b, i, slice), out, n); break;
     case Op::rotation: {
       const int half = last / 2;
       const float *factors = vectors_[in.vector].as<float>(), *frequencies = factors + half, position = step.positions[i];
@@ -258,11 +283,15 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, int 
       }
       break;
     }
-    case Op::rope: kernels_.rope(a, b, b + head_dim / 2, (last - first) / head_dim, head_dim, out); break;
+    case Op::rope: kernels_.rope(a, row(in.b, i), row(in.b, i) + head_dim / 2, (last - first) / head_dim, head_dim, out); break;
     case Op::take: std::memcpy(out, a, n * sizeof(float)); break;
     case Op::store_keys: kernels_.store_keys(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
     case Op::store_values: kernels_.store_values(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
     case Op::quantize: kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first)); break;
+    case Op::encode:
+      if (are_rounded_[i]) kernels_.round(a, last - first, buffers_[in.a].rounded_rows(), i, first);
+      else if (options_.code_bytes > 0) kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first));
+      break;
     case Op::merge: merge_row(in, step, i); break;
     case Op::peaks: row(in.out, i)[first / task_columns_] = largest(a, last - first); break;
     case Op::multiply: case Op::compress: case Op::select:
@@ -271,62 +300,85 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, int 
 }
 
 Rows Program::rows_of(const Buffer& buffer) const {
-  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes()};
+  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes(), buffer.rounded_rows()};
 }
 
-int Program::num_product_tasks(const Phase& phase, int row_tasks) {
+int Program::num_product_tasks(const Phase& phase, int num_pieces) {
   int total = 0;
-  for (const Job& job : phase.jobs) total += job.num_column_tasks * row_tasks;
+  for (const Job& job : phase.jobs) total += job.num_column_tasks * num_pieces;
   return total;
 }
 
 // The job that a task of the phase belongs to; `task` becomes its number in that job.
-const Program::Job& Program::job_of(const Phase& phase, int row_tasks, int* task) {
+const Program::Job& Program::job_of(const Phase& phase, int num_pieces, int* task) {
   const Job* job = phase.jobs.data();
-  for (; *task >= job->num_column_tasks * row_tasks; ++job) *task -= job->num_column_tasks * row_tasks;
+  for (; *task >= job->num_column_tasks * num_pieces; ++job) *task -= job->num_column_tasks * num_pieces;
   return *job;
 }
 
 // The first weights that a task of the phase reads.
-const uint8_t* Program::first_tiles(const Phase& phase, int row_tasks, int task) const {
-  const Job& job = job_of(phase, row_tasks, &task);
-  return weights_[job.products.front().weight].tile(task / row_tasks * task_columns_ / kTileRows);
+const uint8_t* Program::first_tiles(const Phase& phase, int num_pieces, int task) const {
+  const Job& job = job_of(phase, num_pieces, &task);
+  return weights_[job.products.front().weight].tile(task / num_pieces * task_columns_ / kTileRows);
 }
 
 // What a member reads first in the next phase that has products.
-const uint8_t* Program::first_tiles_after(size_t index, const StepView& step, int member) const {
+const uint8_t* Program::first_tiles_after(size_t index, int member) const {
   while (++index < phases_.size()) {
-    const int row_tasks = divide_up(rows_of(phases_[index], step), kRowsPerTask);
-    if (phases_[index].kind != PhaseKind::products || row_tasks == 0) continue;
-    const int total = num_product_tasks(phases_[index], row_tasks);
-    return first_tiles(phases_[index], row_tasks, std::min(share_start(total, member), total - 1));
+    const int num_pieces = static_cast<int>(pieces_of(phases_[index]).size());
+    if (phases_[index].kind != PhaseKind::products || num_pieces == 0) continue;
+    const int total = num_product_tasks(phases_[index], num_pieces);
+    return first_tiles(phases_[index], num_pieces, std::min(share_start(total, member), total - 1));
   }
   return weights_.front().data;
 }
 
 void Program::run_products(size_t index, const StepView& step, int member) {
   const Phase& phase = phases_[index];
-  const int row_tasks = divide_up(rows_of(phase, step), kRowsPerTask);
-  const uint8_t* after_all = first_tiles_after(index, step, member);
-  take_tasks(index, num_product_tasks(phase, row_tasks), member, [&](int task, int end) {
-    run_product_task(phase, step, task, task + 1 < end ? first_tiles(phase, row_tasks, task + 1) : after_all);
+  const int num_pieces = static_cast<int>(pieces_of(phase).size());
+  const uint8_t* after_all = first_tiles_after(index, member);
+  take_tasks(index, num_product_tasks(phase, num_pieces), member, [&](int task, int end) {
+    run_product_task(phase, step, member, task, task + 1 < end ? first_tiles(phase, num_pieces, task + 1) : after_all);
   });
 }
 
 // after: the weights that are read next.
-void Program::run_product_task(const Phase& phase, const StepView& step, int task, const uint8_t* after) {
-  const int num_rows = rows_of(phase, step), row_tasks = divide_up(num_rows, kRowsPerTask);
-  const Job& job = job_of(phase, row_tasks, &task);
-  const int first_column = task / row_tasks * task_columns_, first_row = task % row_tasks * kRowsPerTask, first_tile = first_column / kTileRows;
-  const Slice slice{first_row, std::min(first_row + kRowsPerTask, num_rows), first_column, std::min(first_column + task_columns_, job.columns)};
+void Program::run_product_task(const Phase& phase, const StepView& step, int member, int task, const uint8_t* after) {
+  const std::vector<Piece>& pieces = pieces_of(phase);
+  const int num_pieces = static_cast<int>(pieces.size());
+  const Job& job = job_of(phase, num_pieces, &task);
+  const Piece& piece = pieces[task % num_pieces];
+  const int first_column = task / num_pieces * task_columns_, first_tile = first_column / kTileRows;
+  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + task_columns_, job.columns), member};
   for (size_t i = 0; i < job.products.size(); ++i) {
     const Instruction& in = job.products[i];
-    Buffer& out = buffers_[in.out];
+    const Weight& weight = weights_[in.weight];
+    float* out = cells(in.out, slice.first_row, slice) - buffers_[in.out].stride * slice.first_row - slice.first_column;  // of row 0, column 0
     const uint8_t* next = i + 1 < job.products.size() ? weights_[job.products[i + 1].weight].tile(first_tile) : after;
-    kernels_.multiply(weights_[in.weight], first_tile, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
-                      slice.last_row, out.values.as<float>(), out.stride, next);
+    const bool is_rounded = piece.is_rounded && layout_of(weight.format).scales != Scales::none;
+    (is_rounded ? kernels_.multiply_rounded : kernels_.multiply)(weight, first_tile, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
+                                                                 slice.last_row, out, buffers_[in.out].stride, next);
   }
   for (const Instruction& in : job.tail) apply(in, step, slice);
+}
+
+// Which rows are rounded, and the pieces that tasks take: neighbours that are, or are not. Wanted rows never are, so that logits are the
+// same whoever asks for how many of them.
+void Program::cut_rows(const StepView& step) {
+  pieces_.clear(), wanted_pieces_.clear();
+  are_rounded_.assign(step.num_tokens, false);
+  for (int s = 0; s < step.num_sequences && options_.rounds_prompts; ++s)
+    if (step.is_prompt[s]) std::fill(are_rounded_.begin() + step.starts[s], are_rounded_.begin() + step.starts[s + 1], true);
+  const auto cut = [](int first, int last, bool is_rounded, int most, std::vector<Piece>& pieces) {
+    for (; first < last; first += most) pieces.push_back({first, std::min(first + most, last), is_rounded});
+  };
+  for (int first = 0; first < step.num_tokens;) {
+    const bool is_rounded = are_rounded_[first];
+    const int last = static_cast<int>(std::find(are_rounded_.begin() + first, are_rounded_.end(), !is_rounded) - are_rounded_.begin());
+    cut(first, last, is_rounded, is_rounded ? rounded_rows_per_task(team_.size()) : kRowsPerTask, pieces_);
+    first = last;
+  }
+  cut(0, step.num_wanted, false, kRowsPerTask, wanted_pieces_);
 }
 
 void Program::cut_queries(const StepView& step) {

@@ -26,18 +26,19 @@ namespace minicpm4 {
 
 // Arrays of one step; see Step in src/minicpm4/model/step.py.
 struct StepView {
-  const int32_t *tokens, *positions, *slots, *starts, *lengths, *pages, *wanted;
+  const int32_t *tokens, *positions, *slots, *starts, *lengths, *pages, *wanted, *is_prompt;
   int num_tokens, num_sequences, pages_stride, num_wanted;
 };
 
-enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
+enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, encode, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
 
 // Operands that an op does not use are -1 or 0.
-//   embed    out = factor * weight[tokens]          multiply  out = weight . a, with a's codes if it has codes
+//   embed    out = factor * weight[tokens]          multiply  out = weight . a, with what a was encoded to
 //   scale    out = factor * a                       rms_norm  out = a / rms(a; eps = factor) * vector
 //   add_scaled  out = a + factor * b                swiglu    out = silu(a) * b
 //   rotation    out = cosines | sines of positions by the table `vector`
 //   rope        out = a turned by b                 take      out[i] = a[wanted[i]]
+//   encode      of a, rows of prompts are rounded and others get codes, where the program has either
 //   quantize    a gets codes                        store_keys, store_values   a -> keys, values of `layer`
 //   compress    the kernels of `layer` that the step completes, from its keys
 //   select      the blocks of each sparse row that a's queries choose by the kernels of `layer`
@@ -55,9 +56,12 @@ enum class PhaseKind { rows, products, tasks };
 
 class Program {
  public:
-  // max_rows: the most tokens of one step. code_bytes: of activations' codes, 1 or 2. num_pages: pages of the KV cache.
+  // max_rows: the most tokens of one step. code_bytes: of activations' codes, 1 or 2, or 0 for none. rounds_prompts: whether prompts are
+  // multiplied with quantized weights in bfloat16. num_pages: pages of the KV cache.
   struct Options {
-    int max_rows, code_bytes, num_pages, num_layers, num_kv_heads, head_dim, group_heads;
+    int max_rows, code_bytes;
+    bool rounds_prompts;
+    int num_pages, num_layers, num_kv_heads, head_dim, group_heads;
     KvFormat kv_format;
     SparseRule sparse;
   };
@@ -66,7 +70,9 @@ class Program {
 
   int add_weight(std::shared_ptr<const Arena> arena, const Weight& weight);
   int add_vector(const float* values, int columns);
-  int add_buffer(int columns);
+  // is_local: whether its values are only looked at by the task that makes them, so that a task's worth of them is kept. What they are
+  // encoded to is kept of all rows.
+  int add_buffer(int columns, bool is_local = false);
   // over_wanted: the phase's rows are the wanted ones instead of all.
   void begin_phase(PhaseKind kind, bool over_wanted);
   // In a phase of products: what follows belongs together and has the same columns.
@@ -100,11 +106,13 @@ class Program {
 
  private:
   struct Buffer {
-    int columns = 0;
+    int columns = 0, local = -1;  // local: which of a member's local arrays its values are in, -1 for none
     size_t stride = 0;
-    Memory values, high, low, scales, half_sums;  // without codes, all but the first are empty
+    Memory values, high, low, scales, half_sums, rounded;  // all but the first are empty where nothing is encoded
+    size_t panel_stride = 0;
 
     Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), half_sums.as<float>()}; }
+    Rounded rounded_rows() const { return {rounded.as<uint16_t>(), panel_stride}; }
   };
   struct Job {
     std::vector<Instruction> products, tail;
@@ -116,7 +124,12 @@ class Program {
     std::vector<Job> jobs;  // one, unless the phase is of products
   };
   struct Slice {
-    int first_row, last_row, first_column, last_column;
+    int first_row, last_row, first_column, last_column, member;
+  };
+  // Rows that a task of products takes.
+  struct Piece {
+    int first_row, last_row;
+    bool is_rounded;
   };
   // The dense or the sparse rows of a sequence of the step: their first attend task, how many tasks these are for a kv head (rows are
   // taken `queries` at a time, each in num_splits stretches), their first stretch among those of lone rows, and their first sparse row.
@@ -136,19 +149,20 @@ class Program {
 
   void run_phase(size_t index, const StepView& step, int member);
   void apply(const Instruction& in, const StepView& step, const Slice& slice);
-  void apply_row(const Instruction& in, const StepView& step, int i, int first, int last);
+  void apply_row(const Instruction& in, const StepView& step, int i, const Slice& slice);
+  float* cells(int buffer, int i, const Slice& slice);
   int rows_of(const Phase& phase, const StepView& step) const { return phase.over_wanted ? step.num_wanted : step.num_tokens; }
   int share_start(int num_tasks, int member) const { return static_cast<int>(static_cast<int64_t>(num_tasks) * member / team_.size()); }
   template <class Work>
   void take_tasks(size_t phase, int num_tasks, int member, Work work);
   const Instruction& last_instruction() const;
   int result_buffer() const;
-  static int num_product_tasks(const Phase& phase, int row_tasks);
-  static const Job& job_of(const Phase& phase, int row_tasks, int* task);
+  static int num_product_tasks(const Phase& phase, int num_pieces);
+  static const Job& job_of(const Phase& phase, int num_pieces, int* task);
   void run_products(size_t index, const StepView& step, int member);
-  const uint8_t* first_tiles(const Phase& phase, int row_tasks, int task) const;
-  const uint8_t* first_tiles_after(size_t index, const StepView& step, int member) const;
-  void run_product_task(const Phase& phase, const StepView& step, int task, const uint8_t* after);
+  const uint8_t* first_tiles(const Phase& phase, int num_pieces, int task) const;
+  const uint8_t* first_tiles_after(size_t index, int member) const;
+  void run_product_task(const Phase& phase, const StepView& step, int member, int task, const uint8_t* after);
   int num_tasks(const Phase& phase) const;
   void run_tasks(size_t index, const StepView& step, int member);
   void run_attend_task(const Instruction& in, const StepView& step, int member, int task);
@@ -159,6 +173,8 @@ class Program {
   void add_cut(const StepView& step, int sequence, int first_row, int last_row, bool is_sparse);
   void merge_row(const Instruction& in, const StepView& step, int i);
   void cut_queries(const StepView& step);
+  void cut_rows(const StepView& step);
+  const std::vector<Piece>& pieces_of(const Phase& phase) const { return phase.over_wanted ? wanted_pieces_ : pieces_; }
   void list_kernels(const StepView& step, int sequence);
   Rows rows_of(const Buffer& buffer) const;
   KernelLayer kernel_layer(const Memory& kept, const KernelShape& shape, int layer) const;
@@ -175,6 +191,9 @@ class Program {
   std::vector<Phase> phases_;
   std::vector<Share> shares_;    // [phase][member]
   std::vector<Memory> scratch_;  // one a thread
+  std::vector<Memory> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `stride` apart
+  std::vector<Piece> pieces_, wanted_pieces_;    // of the step's rows
+  std::vector<bool> are_rounded_;                // of the step's rows
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows
   std::vector<NewKernel> new_kernels_;
   std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]

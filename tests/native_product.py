@@ -19,6 +19,7 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
         TEAM,
         max_rows=num_rows,
         code_bytes=np.dtype(kind).itemsize,
+        rounds_prompts=False,
         num_pages=1,
         num_layers=1,
         num_heads=1,
@@ -39,4 +40,6 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
     each, zeros = np.arange(num_rows, dtype=np.int32), np.zeros(num_rows, np.int32)
     starts, lengths, pages = np.array([0, num_rows], np.int32), np.ones(1, np.int32), np.zeros((1, 1), np.int32)
     # The program makes no use of the vocabulary but to check tokens and to shape the result.
-    return program.run(each, zeros, zeros, starts, lengths, pages, each, max(num_rows, weight.num_rows))[:, : weight.num_rows].copy()
+    return program.run(each, zeros, zeros, starts, lengths, pages, each, np.zeros(1, np.int32), max(num_rows, weight.num_rows))[
+        :, : weight.num_rows
+    ].copy()

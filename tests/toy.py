@@ -70,8 +70,8 @@ def toy_executor(name: str, config: ModelConfig, weights: dict[str, PackedTensor
     return create_executor(name, config, weights.__getitem__, options=ExecutorOptions(**chosen), formats=formats)  # type: ignore[arg-type]
 
 
-def plan_step(parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], *, wants_all: bool = True) -> Step:
-    """A ragged step. Each part: the tokens to run, the position of the first, and the sequence's page ids."""
+def plan_step(parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], *, wants_all: bool = True, prompts: Sequence[int] = ()) -> Step:
+    """A ragged step. Each part: the tokens to run, the position of the first, and the sequence's page ids. prompts: which parts are."""
     tokens, positions, slots, starts, lengths = [], [], [], [0], []
     for part_tokens, start, pages in parts:
         at = np.arange(start, start + len(part_tokens))
@@ -84,4 +84,5 @@ def plan_step(parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], *, want
     table = np.array([[*pages, *[-1] * (width - len(pages))] for _, _, pages in parts], np.int32)
     wanted = range(len(tokens)) if wants_all else [start - 1 for start in starts[1:]]
     arrays = (np.array(values, np.int32) for values in (tokens, positions, slots, starts, lengths))
-    return Step(*arrays, table, np.array(wanted, np.int32))
+    marks = np.array([part in prompts for part in range(len(parts))], np.int32)
+    return Step(*arrays, table, np.array(wanted, np.int32), marks)

@@ -39,6 +39,7 @@ class MiniCPM4:
         self.version = version("minicpm4") + (f" ({commit})" if commit else "")
         self.details: dict[str, object] = {
             "activations": options.activations,
+            "prompt_activations": options.prompt_activations,
             "kv_format": options.kv_format,
             "attention": "dense" if options.sparse is None else "sparse",
             "kv_bytes": self.executor.kv_bytes,
@@ -52,17 +53,17 @@ class MiniCPM4:
     def prefill(self, tokens: list[int], position: int) -> None:
         for first in range(0, len(tokens), self.chunk_tokens):
             chunk = np.array([tokens[first : first + self.chunk_tokens]], np.int32)
-            self.executor.run(stream_step(chunk, start=position + first, stream_pages=self.stream_pages))
+            self.executor.run(stream_step(chunk, start=position + first, stream_pages=self.stream_pages, is_prompt=True))
 
     def fill(self, depth: int) -> None:
         if depth:
             self.executor.randomize_pages(np.arange(self.num_pages, dtype=np.int32), seed=self.seed)
 
     def decode(self, tokens: list[int], position: int) -> None:
-        self.executor.run(stream_step(np.array(tokens, np.int32)[:, None], start=position, stream_pages=self.stream_pages))
+        self.executor.run(stream_step(np.array(tokens, np.int32)[:, None], start=position, stream_pages=self.stream_pages, is_prompt=False))
 
 
-def stream_step(tokens_ST: np.ndarray, *, start: int, stream_pages: int) -> Step:
+def stream_step(tokens_ST: np.ndarray, *, start: int, stream_pages: int, is_prompt: bool) -> Step:
     """T tokens of each of S streams, all at positions from start; the logits of each stream's last token."""
     streams, count = tokens_ST.shape
     first_pages_S1 = np.arange(streams, dtype=np.int32)[:, None] * np.int32(stream_pages)
@@ -76,6 +77,7 @@ def stream_step(tokens_ST: np.ndarray, *, start: int, stream_pages: int) -> Step
         lengths_S=np.full(streams, start + count, np.int32),
         pages_SP=first_pages_S1 + np.arange(pages_for(start + count), dtype=np.int32),
         wanted_R=starts_S1[1:] - np.int32(1),
+        is_prompt_S=np.full(streams, is_prompt, np.int32),
     )
 
 

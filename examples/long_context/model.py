@@ -84,4 +84,5 @@ def pack(tokens_BT: np.ndarray, rows_R: np.ndarray) -> Step:
         lengths_S=np.full(count, length, np.int32),
         pages_SP=(sequences_B1 * pages + np.arange(pages)).astype(np.int32),
         wanted_R=rows_R.astype(np.int32),
+        is_prompt_S=np.ones(count, np.int32),
     )

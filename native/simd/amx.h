@@ -1,4 +1,4 @@
-// AMX: products of 8-bit matrices of 16 rows, [16 x K] . [K x 16] for K = 64, 32 or 16, with exact integer results.
+// AMX: products of 8-bit matrices of 16 rows, [16 x K] . [K x 16] for K = 64, 32 or 16, with exact integer results; and of bfloat16, K = 32.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +44,22 @@ inline void add_matrix_product() {
   if constexpr (are_signed) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
   else asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
 }
+// The same of bfloat16, with sums in float32.
+template <int sums, int rows, int columns>
+inline void add_bf16_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(rows), "i"(columns));
+}
+
+// 32 values rounded to the nearest, ties to even, subnormals to zero: those of `first`, then those of `second` ...
+inline void store_bf16(uint16_t* p, f32x16 first, f32x16 second) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
+}
+// ... and one of `even`, one of `odd`, in turn.
+inline void store_bf16_pairs(uint16_t* p, f32x16 even, f32x16 odd) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i apart = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd.v, even.v));
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), apart));
+}
 
 }  // namespace minicpm4::ISA
 #endif
@@ -75,16 +91,21 @@ inline void multiply_matrix(const int8_t* x, size_t stride, const uint8_t* weigh
 }
 
 // How fast the unit could compute, see peak.h: products of whole registers, four sums that do not wait for each other.
-inline double peak_matrices(size_t rounds) {
+template <bool are_bf16>
+double peak_matrices(size_t rounds) {
   const MatrixUnit unit(kWholeMatrices);
   const uint8_t codes[16 * 64] = {};
   load_matrix<4>(codes, 64), load_matrix<5>(codes, 64), load_matrix<6>(codes, 64), load_matrix<7>(codes, 64);
   clear_matrix<0>(), clear_matrix<1>(), clear_matrix<2>(), clear_matrix<3>();
   for (size_t round = 0; round < rounds; ++round) {
-    add_matrix_product<0, 4, 6, true>(), add_matrix_product<1, 4, 7, true>();
-    add_matrix_product<2, 5, 6, true>(), add_matrix_product<3, 5, 7, true>();
+    if constexpr (are_bf16) {
+      add_bf16_product<0, 4, 6>(), add_bf16_product<1, 4, 7>(), add_bf16_product<2, 5, 6>(), add_bf16_product<3, 5, 7>();
+    } else {
+      add_matrix_product<0, 4, 6, true>(), add_matrix_product<1, 4, 7, true>();
+      add_matrix_product<2, 5, 6, true>(), add_matrix_product<3, 5, 7, true>();
+    }
   }
-  return 4 * 2.0 * 16 * 64 * 16 * static_cast<double>(rounds);
+  return 4 * 2.0 * 16 * (are_bf16 ? 32 : 64) * 16 * static_cast<double>(rounds);
 }
 
 }  // namespace minicpm4::ISA

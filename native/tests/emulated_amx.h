@@ -50,4 +50,34 @@ inline void add_matrix_product() {
   }
 }
 
+// As the processor does: even and odd columns are summed apart, put together, and added to what was there.
+template <int sums, int rows, int columns>
+inline void add_bf16_product() {
+  need(emulated_shapes.row_bytes[rows] == 4 * emulated_shapes.rows[columns] && emulated_shapes.rows[sums] == emulated_shapes.rows[rows]);
+  const auto value_at = [](const uint8_t* p) {
+    uint16_t value;
+    std::memcpy(&value, p, 2);
+    return bf16_to_f32(value);
+  };
+  for (int i = 0; i < emulated_shapes.rows[rows]; ++i) for (int n = 0; n < emulated_shapes.row_bytes[columns] / 4; ++n) {
+    float apart[2] = {}, total;
+    for (int k = 0; k < emulated_shapes.row_bytes[rows] / 2; ++k)
+      apart[k % 2] = __builtin_fmaf(value_at(&emulated_matrices[rows][i][2 * k]), value_at(&emulated_matrices[columns][k / 2][4 * n + k % 2 * 2]), apart[k % 2]);
+    std::memcpy(&total, &emulated_matrices[sums][i][4 * n], 4);
+    total += apart[0] + apart[1];
+    std::memcpy(&emulated_matrices[sums][i][4 * n], &total, 4);
+  }
+}
+
+inline void store_bf16(uint16_t* p, f32x16 first, f32x16 second) {
+  float values[32];
+  store(values, first), store(values + 16, second);
+  for (int i = 0; i < 32; ++i) p[i] = f32_to_bf16(values[i]);
+}
+inline void store_bf16_pairs(uint16_t* p, f32x16 even, f32x16 odd) {
+  float values[32];
+  store(values, even), store(values + 16, odd);
+  for (int i = 0; i < 32; ++i) p[i] = f32_to_bf16(values[i / 2 + i % 2 * 16]);
+}
+
 }  // namespace minicpm4::ISA

@@ -110,7 +110,7 @@ struct Activations {
       if (code_bytes) k.quantize(&values[i * stride], columns, codes.view().from(static_cast<size_t>(i) * columns));
     }
   }
-  Rows rows(int columns) { return {values.data(), stride, columns, codes.view()}; }
+  Rows rows(int columns) { return {values.data(), stride, columns, codes.view(), {}}; }
 
   size_t stride;
   std::vector<float> values;
@@ -156,6 +156,38 @@ void check_multiply(const Kernels& k, Format format, int rows, int columns, int 
     }
   }
   for (size_t r = rows; r < out_stride; ++r) expect(out[r] == 0, k.name, "rows past the end", out[r], 0);
+}
+
+// Products in bfloat16 of rows [first, count), against what activations and weights are rounded to; a weight that lies between two such values
+// may have gone to the other.
+void check_multiply_rounded(const Kernels& k, Format format, int rows, int columns, int first, int count) {
+  const RandomWeight random(format, rows, columns);
+  const Weight& w = random.view;
+  Activations x(k, count, columns, 0);
+  Rows view = x.rows(columns);
+  std::vector<uint16_t> rounded(static_cast<size_t>(count) * columns, 0xffff);
+  view.rounded = {rounded.data(), static_cast<size_t>(count) * 32};
+  for (int i = 0; i < count; ++i) for (int c = 0; c < columns; c += 32) k.round(&x.values[i * x.stride + c], 32, view.rounded, i, c);
+  const size_t out_stride = w.num_tiles() * kTileRows;
+  std::vector<float> out(count * out_stride, 7.0f), alone(out);
+  k.multiply_rounded(w, 0, w.num_tiles(), view, first, count, out.data(), out_stride, w.data);
+  for (int i = first; i < count; ++i) for (int t = 0; t < w.num_tiles(); ++t) k.multiply_rounded(w, t, t + 1, view, i, i + 1, alone.data(), out_stride, w.data);
+  for (size_t i = 0; i < out.size(); ++i) expect(f32_to_bits(out[i]) == f32_to_bits(alone[i]), k.name, "a rounded row alone and in a batch", out[i], alone[i]);
+
+  std::vector<float> weights(columns);
+  for (int r = 0; r < rows; ++r) {
+    unpack_row(w, r, weights.data());
+    for (float& weight : weights) weight = bf16_to_f32(f32_to_bf16(weight));
+    for (int i = first; i < count; ++i) {
+      double wanted = 0, size = 0, largest = 0;
+      for (int c = 0; c < columns; ++c) {
+        const double term = static_cast<double>(weights[c]) * bf16_to_f32(f32_to_bf16(x.values[i * x.stride + c]));
+        wanted += term, size += std::fabs(term), largest = std::max(largest, std::fabs(term));
+      }
+      const double between = layout_of(format).scales == Scales::plain ? 0 : largest / 128;
+      expect_near(out[i * out_stride + r], wanted, 1e-6 * size + between, k.name, "rounded product");
+    }
+  }
 }
 
 // Two units whose products are the same to the bit, whatever the number of rows: the second takes rows in pairs where it can.
@@ -428,6 +460,11 @@ void check(const Kernels& k) {
       for (const int code_bytes : {0, 1, 2})
         if (code_bytes == 0 || block_columns(format) > 1) check_multiply(k, format, rows, unit * blocks, count, code_bytes);
     }
+  }
+  for (int f = 0; f < kNumFormats && k.multiply_rounded; ++f) {
+    const Format format = static_cast<Format>(f);
+    if (block_columns(format) == 1) continue;
+    for (const int rows : {1, 33}) for (const int columns : {256, 768}) for (const int count : {1, 15, 16, 17, 33, 70}) check_multiply_rounded(k, format, rows, columns, count / 3, count);
   }
   check_rows(k);
   for (const int code_bytes : {1, 2}) check_quantize(k, code_bytes);

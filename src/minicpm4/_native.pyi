@@ -27,6 +27,7 @@ def read_packed(
 ) -> PackedWeight: ...
 def packed_bytes(format: str, rows: int, columns: int) -> int: ...
 def usable_isas() -> list[str]: ...
+def can_round(isa: str) -> bool: ...
 def read_bandwidth(isa: str, team: Team, bytes: int, repeats: int) -> float: ...
 def peak_rate(isa: str, number: str, team: Team, repeats: int) -> float | None: ...
 
@@ -40,14 +41,15 @@ class Op(Enum):
     rope = 6
     take = 7
     quantize = 8
-    store_keys = 9
-    store_values = 10
-    multiply = 11
-    attend = 12
-    merge = 13
-    peaks = 14
-    compress = 15
-    select = 16
+    encode = 9
+    store_keys = 10
+    store_values = 11
+    multiply = 12
+    attend = 13
+    merge = 14
+    peaks = 15
+    compress = 16
+    select = 17
 
 class PhaseKind(Enum):
     rows = 0
@@ -75,6 +77,7 @@ class Program:
         *,
         max_rows: int,
         code_bytes: int,
+        rounds_prompts: bool,
         num_pages: int,
         num_layers: int,
         num_heads: int,
@@ -85,7 +88,7 @@ class Program:
     ) -> None: ...
     def add_weight(self, weight: PackedWeight) -> int: ...
     def add_vector(self, values: np.ndarray) -> int: ...
-    def add_buffer(self, columns: int) -> int: ...
+    def add_buffer(self, columns: int, is_local: bool = False) -> int: ...
     def begin_phase(self, kind: PhaseKind, over_wanted: bool) -> None: ...
     def begin_job(self) -> None: ...
     def add(self, op: Op, *, out: int, a: int, b: int, weight: int, vector: int, layer: int, factor: float) -> None: ...
@@ -104,6 +107,7 @@ class Program:
         lengths: np.ndarray,
         pages: np.ndarray,
         wanted: np.ndarray,
+        is_prompt: np.ndarray,
         vocabulary: int,
     ) -> np.ndarray: ...
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None: ...

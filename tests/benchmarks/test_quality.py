@@ -18,7 +18,7 @@ from tests.checkpoint.checkpoint_files import TINY_JSON
 from tests.toy import toy_config, toy_weights
 
 TOKENS = [1, 5, 9, 2, 30, 7, 7, 11]
-ROW = Quality("q4_k", True, "int8", "f16", bits_per_byte=1.001, reference_bits_per_byte=1.0, difference=0.001, agreement=0.99)
+ROW = Quality("q4_k", True, "int8", "same", "f16", bits_per_byte=1.001, reference_bits_per_byte=1.0, difference=0.001, agreement=0.99)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_from_end_to_end_and_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("sys.argv", ["quality", *arguments])
     quality.main()
     first = json.loads((tmp_path / "out.1.json").read_text())
-    assert len(first["rows"]) == 2 * 4
+    assert len(first["rows"]) == 2 * len(quality.kinds())
     assert all(abs(row["difference"]) < 0.01 for row in first["rows"])
     assert "| tq2_0 (padded) |" in (tmp_path / "out.1.md").read_text()
     score = quality.score_text
@@ -111,7 +111,9 @@ def test_a_table_says_what_is_not_met() -> None:
     assert ROW.is_met
     assert cell(ROW) == "+0.100 % (99.0 %)"
     assert cell(replace(ROW, difference=-0.003)) == "-0.300 % (99.0 %) **not met**"
-    assert quality_table([ROW]).splitlines()[2] == "| q4_k (padded) | 1.0000 | - | +0.100 % (99.0 %) | - | - |"
+    header, _, of_one = quality_table([ROW, replace(ROW, format="q8_0", is_padded=False, prompt_activations="bf16")]).splitlines()[:3]
+    assert header == "| format | reference, bits/byte | activations int8, cache f16 | activations int8, of prompts bf16, cache f16 |"
+    assert of_one == "| q4_k (padded) | 1.0000 | +0.100 % (99.0 %) | - |"
 
 
 def test_a_text_is_more_than_a_token(model: Path) -> None:

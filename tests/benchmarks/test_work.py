@@ -102,7 +102,7 @@ def test_the_last_line_is_the_result(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_single_stream_is_a_single_step() -> None:
     tokens = np.array([[5, 6, 7]], np.int32)
-    got, want = stream_step(tokens, start=70, stream_pages=4), single_step(tokens[0], start=70)
+    got, want = stream_step(tokens, start=70, stream_pages=4, is_prompt=True), single_step(tokens[0], start=70)
     for name in vars(want):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
 
@@ -116,7 +116,7 @@ def test_a_prompt_after_what_is_in_the_cache() -> None:
 
 
 def test_streams_keep_to_their_pages() -> None:
-    step = stream_step(np.array([[1], [2], [3]], np.int32), start=65, stream_pages=2)
+    step = stream_step(np.array([[1], [2], [3]], np.int32), start=65, stream_pages=2, is_prompt=False)
     assert step.slots_T.tolist() == [65, 2 * 64 + 65, 4 * 64 + 65]
     assert step.pages_SP.tolist() == [[0, 1], [2, 3], [4, 5]]
     assert step.wanted_R.tolist() == [0, 1, 2]

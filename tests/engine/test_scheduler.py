@@ -224,4 +224,15 @@ def test_a_sample_that_gives_way_leaves_the_others_their_pages():
     assert parts_of(scheduler.plan()) == {0: ([0, 2, 1], 41)}
     assert (second.pages, scheduler.num_preemptions) == ([], 1)
     scheduler.remove(0)
-    assert parts_of(scheduler.plan()) == {1: ([0, 2], 38)}  # the prompt's full page is still known
+    assert parts_of(scheduler.plan()) == {1: ([0, 2], 36)}  # the prompt's full page is still known, and what was generated waits
+    compute(scheduler, scheduler.plan())
+    assert parts_of(scheduler.plan()) == {1: ([0, 2], 2)}
+
+
+def test_a_step_says_which_tokens_are_of_prompts():
+    scheduler = started(0, prompt=range(70), num_pages=3)
+    [sequence] = (part.sequence for part in scheduler.plan().parts)
+    scheduler.add(Sequence([1], [7, 8]))
+    assert build_step(scheduler.plan().parts).is_prompt_S.tolist() == [0, 1]
+    sequence.num_cached = 0  # as after it gave its pages up
+    assert build_step(scheduler.plan().parts).is_prompt_S.tolist() == [1, 1]

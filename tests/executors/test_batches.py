@@ -1,6 +1,7 @@
 """A sequence's logits are its own: alone or in a batch, in one step or in chunks, on whatever pages and threads."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_only_wanted_rows_are_returned(runner: Executor) -> None:
 def test_a_step_that_wants_nothing_still_writes_the_cache(runner: Executor) -> None:
     tokens = prompt(10)
     step = plan_step([(tokens[:9], 0, [0])])
-    nothing = type(step)(*(getattr(step, name) for name in list(vars(step))[:-1]), np.zeros(0, np.int32))
+    nothing = replace(step, wanted_R=np.zeros(0, np.int32))
     assert runner.run(nothing).shape == (0, 97)
     check_same(runner, runner.run(plan_step([(tokens[9:], 9, [0])])).copy(), alone(runner, tokens, [1])[9:])
 

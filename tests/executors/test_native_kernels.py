@@ -13,7 +13,7 @@ import pytest
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c")
-AMX = (*AVX512, "-mamx-tile", "-mamx-int8")
+AMX = (*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16", "-mavx512bf16")
 EMULATED = ("-DMINICPM4_EMULATED", *AVX2, "-Wno-psabi")
 NEON = {
     "kernels_neon": ("-march=armv8.2-a+dotprod+fp16", "-O1"),

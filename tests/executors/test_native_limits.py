@@ -19,7 +19,16 @@ def step_of_sharers(count: int, position: int) -> Step:
     positions = np.full(count, position, np.int32)
     slots = np.full(count, position, np.int32)
     starts, lengths = np.arange(count + 1, dtype=np.int32), np.full(count, position + 1, np.int32)
-    return Step(tokens, positions, slots, starts, lengths, np.tile(np.arange(NUM_PAGES, dtype=np.int32), (count, 1)), starts[:-1].copy())
+    return Step(
+        tokens,
+        positions,
+        slots,
+        starts,
+        lengths,
+        np.tile(np.arange(NUM_PAGES, dtype=np.int32), (count, 1)),
+        starts[:-1].copy(),
+        np.zeros(count, np.int32),
+    )
 
 
 def test_many_sequences_may_share_pages():
@@ -68,6 +77,8 @@ def test_kv_formats_are_looked_up():
             _native.Team(1),
             max_rows=1,
             code_bytes=1,
+            rounds_prompts=False,
+        rounds_prompts=False,
             num_pages=1,
             num_layers=1,
             num_heads=1,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minicpm4.executors.native.record import Call, Value
-from minicpm4.executors.native.schedule import Phase, add_codes, assign_buffers, group_phases
+from minicpm4.executors.native.schedule import Phase, add_codes, assign_buffers, group_phases, local_values
 from tests.toy import TOY
 
 WIDTHS = (32, 64)
@@ -98,10 +98,13 @@ def random_program(seed):
         else:
             emit("add_scaled", (x := pick(), pick(x.columns)), x.columns, factor=-0.5)
     product(pick(), 64)
-    return add_codes(calls, {call.weight for call in calls if call.weight and call.weight.startswith("low")})
+    return add_codes(
+        calls, {call.weight for call in calls if call.weight and call.weight.startswith("low")}, has_codes=True, rounds_prompts=False
+    )
 
 
-def run_phase(phase: Phase, machine: Machine, random):
+def run_phase(phase: Phase, machine: Machine, random, locals_=()):
+    """locals_: values of which nothing is left after the task that makes them."""
     if phase.kind != "products":
         for call in phase.calls:
             machine.run(call)
@@ -111,6 +114,9 @@ def run_phase(phase: Phase, machine: Machine, random):
         job, at = tasks[index]
         for call in (*job.products, *job.tail):
             machine.run(call, slice(at, at + SLICE))
+        for call in (*job.products, *job.tail):
+            if call.out is not None and call.out.index in locals_:
+                machine.write(call.out, slice(None), np.nan)
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -121,15 +127,18 @@ def test_phases_compute_what_the_calls_say(seed):
         plain.run(call)
     phases = group_phases(calls, head_dim=HEAD_DIM)
     assert sorted(map(id, calls)) == sorted(id(call) for phase in phases for call in phase.calls), "every call once"
-    buffer_of, columns = assign_buffers(phases)
+    low = {call.weight for call in calls if call.weight and call.weight.startswith("low")}
+    buffer_of, buffers = assign_buffers(phases, encoded=low)
+    locals_ = local_values(phases, low)
+    assert all(buffers[buffer_of[call.out.index]].is_local == (call.out.index in locals_) for call in calls if call.out is not None)
     replayed, random = Machine(lambda value: buffer_of[value.index]), np.random.default_rng(seed)
     for phase in phases:
-        run_phase(phase, replayed, random)
+        run_phase(phase, replayed, random, locals_)
     np.testing.assert_array_equal(replayed.read(calls[-1].out), plain.read(calls[-1].out))
     assert replayed.cache.keys() == plain.cache.keys()
     for key, stored in plain.cache.items():
         np.testing.assert_array_equal(replayed.cache[key], stored)
-    assert len(columns) < len(buffer_of), "buffers are used again"
+    assert len(buffers) < len(buffer_of), "buffers are used again"
 
 
 @pytest.mark.parametrize(("head_dim", "count"), [(16, 2), (TOY.head_dim, 1)], ids=str)

@@ -33,8 +33,9 @@ def test_a_single_step() -> None:
         ({"slots_T": [0, 1, 2]}, "one position and one slot a token"),
         ({"starts_S1": [0, 1]}, "starts cover all rows"),
         ({"starts_S1": [0, 1, 2]}, "one start a sequence, and the end"),
-        ({"pages_SP": [0]}, "one row of pages a sequence"),
-        ({"pages_SP": [[0], [1]]}, "one row of pages a sequence"),
+        ({"pages_SP": [0]}, "one row of pages and one mark of a prompt a sequence"),
+        ({"pages_SP": [[0], [1]]}, "one row of pages and one mark of a prompt a sequence"),
+        ({"is_prompt_S": [1, 1]}, "one row of pages and one mark of a prompt a sequence"),
     ],
 )
 def test_a_step_that_contradicts_itself_is_our_own_mistake(changes: dict[str, list[int]], message: str) -> None:
@@ -49,7 +50,7 @@ def test_step_arrays_are_contiguous_int32(wrong: np.ndarray) -> None:
 
 
 def test_the_tests_own_planner_makes_what_single_step_makes() -> None:
-    planned, single = plan_step([([4, 5], 64, [0, 1])], wants_all=False), single_step(np.array([4, 5]), start=64)
+    planned, single = plan_step([([4, 5], 64, [0, 1])], wants_all=False, prompts=[0]), single_step(np.array([4, 5]), start=64)
     for name in Step.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(planned, name), getattr(single, name))
 

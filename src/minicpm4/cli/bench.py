@@ -51,7 +51,8 @@ def row_of(result: BenchResult) -> str:
     cells = {
         "model": result.model,
         "executor": " ".join(filter(None, (result.executor, str(result.recipe.get(result.executor, "")), result.isa))),
-        "precision": f"{result.format} x {result.activations}",
+        "precision": f"{result.format} x {result.activations}"
+        + ("" if result.prompt_activations == "same" else f", prompts {result.prompt_activations}"),
         "cards": f"{result.cards} ({result.device})",
         "threads": str(result.threads),
         "paged cache": f"yes, {result.kv_format}",

@@ -32,6 +32,9 @@ Context = Annotated[int | None, option("-c", "--ctx-size", help="Tokens of conte
 Threads = Annotated[int | None, option("-t", "--threads", help="CPU threads; one a core by default.")]
 Isa = Annotated[str | None, option("--isa", help="Instruction set of the native executor; the best one by default.")]
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
+PromptActivations = Annotated[
+    str, option("--prompt-activations", help="The same for rows of prompts: same, bf16 (native, on a CPU with AMX) or auto.")
+]
 KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32, int8 (not in torch), auto.")]
 Device = Annotated[str, option("--device", help="cpu, cuda (torch) or ascend (mindspore).")]
 RepackCache = Annotated[
@@ -83,6 +86,7 @@ def load_options(
     executor: ExecutorName = "native",
     isa: Isa = None,
     activations: Activations = "auto",
+    prompt_activations: PromptActivations = "auto",
     kv_format: KvFormat = "auto",
     device: Device = "cpu",
     repack_cache: RepackCache = False,
@@ -103,6 +107,7 @@ def load_options(
         executor=executor,
         isa=isa,
         activations=activations,
+        prompt_activations=prompt_activations,
         kv_format=kv_format,
         device=device,
         repack_cache=repack_cache,

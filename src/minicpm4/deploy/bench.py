@@ -83,6 +83,7 @@ class BenchResult:
     threads: int
     format: str
     activations: str
+    prompt_activations: str
     kv_format: str
     context: int
     prompt_tokens: int
@@ -121,8 +122,8 @@ class Samples:
 def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, progress: Progress = lambda stage: None) -> BenchResult:
     """Loads the executor, measures, closes it.
 
-    load: its executor, threads, isa, activations, kv_format, device and context_length count; None is as much context as the run
-    needs. Raises CapacityError where the run needs more context than load or the model has.
+    load: its executor, threads, isa, activations, prompt_activations, kv_format, device and context_length count; None is as much context
+    as the run needs. Raises CapacityError where the run needs more context than load or the model has.
     """
     subject = replace(subject, config=with_context(subject.config, max(options.num_tokens, load.context_length or 0)))
     context_length = options.num_tokens if load.context_length is None else load.context_length
@@ -155,6 +156,7 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         threads=executor_options.threads,
         format="+".join(sorted(subject.formats - {"f32"}) or ["f32"]),
         activations=executor_options.activations,
+        prompt_activations=executor_options.prompt_activations,
         kv_format=executor_options.kv_format,
         context=options.context,
         prompt_tokens=options.prefill,
@@ -230,7 +232,7 @@ def measure_decode(runner: Executor, config: ModelConfig, *, options: BenchOptio
         progress(f"decode {repeat + 1}/{options.repeats}")
         start = time.perf_counter()
         for index in range(options.decode):
-            runner.run(single_step(tokens[index : index + 1], start=options.context + index))
+            runner.run(single_step(tokens[index : index + 1], start=options.context + index, is_prompt=False))
         seconds.append((time.perf_counter() - start) / options.decode)
     return seconds
 
@@ -247,9 +249,9 @@ def recipe(subject: Subject, executor: str, isa: str, *, options: BenchOptions, 
     """What is needed to run it again; command: the shell's words, with everything that was chosen spelled out."""
     chosen = asdict(options) | asdict(executor_options) | ({"isa": isa} if executor == "native" else {})
     sparse_words = sparse_flags(executor_options.sparse, subject.config.sparse)
-    flags = {"context_length": "ctx-size", "kv_format": "kv-format"}  # those that are not named as their fields
+    flags = {"context_length": "ctx-size"}  # those that are not named as their fields
     unsaid = ("num_pages", "max_step_tokens", "sparse")  # they follow from the others, or are said in flags of their own
-    said = {flags.get(name, name): value for name, value in chosen.items() if name not in unsaid and value is not None}
+    said = {flags.get(name, name.replace("_", "-")): value for name, value in chosen.items() if name not in unsaid and value is not None}
     words = [word for flag, value in said.items() for word in (f"--{flag}", str(value))]
     return {
         "command": shlex.join(["minicpm4", "bench", *subject.flags, "--executor", executor, *words, *sparse_words]),

@@ -39,7 +39,8 @@ class LoadOptions:
     executor: "native", "reference", "torch" or "mindspore". context_length: the most tokens of a sequence; None for the model's own, or
     what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
     one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
-    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). kv_format: how keys and values are
+    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). prompt_activations: the same for the rows of prompts:
+    "same", "bf16", or "auto" (see `choose_prompt_activations`). kv_format: how keys and values are
     stored: "f16", "bf16", "f32", "int8" (half the memory of f16; not in torch), or "auto" (see `choose_kv_format`).
     device: "cpu", "cuda" (torch) or "ascend" (mindspore).
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None
@@ -59,6 +60,7 @@ class LoadOptions:
     threads: int | None = None
     isa: str | None = None
     activations: str = AUTO
+    prompt_activations: str = AUTO
     kv_format: str = AUTO
     device: str = "cpu"
     space_prefix: bool | None = None
@@ -194,6 +196,7 @@ def resolve_options(
     """
     threads = num_cores() if options.threads is None else options.threads
     activations, kv_format = choose_activations(options, config, formats), choose_kv_format(options, config, formats)
+    prompt_activations = choose_prompt_activations(options, activations.value)
     sparse, attention = choose_sparse(options.sparse_wishes, config, context_length=context_length)
     resolved = ExecutorOptions(
         context_length=context_length,
@@ -203,6 +206,7 @@ def resolve_options(
         threads=threads,
         isa=options.isa,
         activations=activations.value,
+        prompt_activations=prompt_activations.value,
         device=options.device,
         sparse=sparse,
     )
@@ -211,6 +215,7 @@ def resolve_options(
         chosen,
         Choice("threads", str(threads), "one a core" if options.threads is None else "asked for"),
         activations,
+        prompt_activations,
         kv_format,
         *attention,
     )
@@ -233,6 +238,22 @@ def choose_activations(options: LoadOptions, config: ModelConfig, formats: Itera
     if config.hidden_size < SMALL_HIDDEN_SIZE:
         return Choice(what, "int16", "eight bits show in the answers of a model this small")
     return Choice(what, "int8", "fast, and exact enough for a model of this size")
+
+
+def choose_prompt_activations(options: LoadOptions, activations: str) -> Choice:
+    """What quantized weights are multiplied with in the rows of prompts; activations: in all others.
+
+    bfloat16 is more exact than eight bits, and where the CPU has a unit for matrices of it, prompts take half the time. It is less exact
+    than sixteen bits (docs/lab_notes.md), so that who needs these does not get it unasked.
+    """
+    what = "prompt activations"
+    if options.prompt_activations != AUTO:
+        return Choice(what, options.prompt_activations, "asked for")
+    if activations != "int8":
+        return Choice(what, "same", "bfloat16 is less exact")
+    if options.isa not in capabilities_of(options.executor).rounding_isas:
+        return Choice(what, "same", "no unit for matrices of bfloat16")
+    return Choice(what, "bf16", "faster and more exact than eight bits on this CPU")
 
 
 def choose_kv_format(options: LoadOptions, config: ModelConfig, formats: Iterable[str] | None) -> Choice:

@@ -26,27 +26,42 @@ from minicpm4.model import PAGE_TOKENS, Step, pages_for
 class Sequence:
     """Tokens and where they are cached. Keys and values of tokens[:num_cached] are in `pages`.
 
-    requests: whose tokens they are; several while samples of one prompt have no token of their own yet.
+    requests: whose tokens they are; several while samples of one prompt have no token of their own yet. num_prompt: the tokens that
+    there were at first; the others were generated.
     """
 
     requests: list[int]
     tokens: list[int]
     num_cached: int = 0
     pages: list[int] = field(default_factory=list)
+    num_prompt: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.tokens)
 
     @property
     def num_waiting(self) -> int:
         """Tokens that were not computed yet: all of a new prompt, one while decoding."""
         return len(self.tokens) - self.num_cached
 
+    @property
+    def num_alike(self) -> int:
+        """Of those that wait, from the next one on: all of the prompt, or else all that were generated."""
+        return self.num_prompt - self.num_cached if self.num_cached < self.num_prompt else self.num_waiting
+
 
 @dataclass(frozen=True)
 class Part:
-    """A sequence's share of a step: its next `num_tokens` tokens. is_complete: the logits of the last are wanted."""
+    """A sequence's share of a step: its next `num_tokens` tokens, all of its prompt or all generated. is_complete: the logits of the
+    last are wanted."""
 
     sequence: Sequence
     num_tokens: int
     is_complete: bool
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.sequence.num_cached < self.sequence.num_prompt
 
 
 @dataclass(frozen=True)
@@ -162,7 +177,7 @@ class Scheduler:
 
     def _schedule(self, sequence: Sequence, room: int, parts: list[Part]) -> int:
         """Adds the sequence's part if pages can be had; returns its tokens."""
-        count = min(room, sequence.num_waiting)
+        count = min(room, sequence.num_alike)
         needed = max(0, pages_for(sequence.num_cached + count) - len(sequence.pages))
         while needed + len(self._shared(sequence)) > self.pool.num_free:
             victim = self._running[-1]
@@ -219,4 +234,5 @@ def build_step(parts: Sized[Part]) -> Step:
         lengths_S=firsts + counts,
         pages_SP=pages_SP,
         wanted_R=(starts[1:] - 1)[[part.is_complete for part in parts]],
+        is_prompt_S=np.array([part.is_prompt for part in parts], np.int32),
     )

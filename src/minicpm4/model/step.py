@@ -30,6 +30,7 @@ class Step:
     lengths_S: tokens of sequence s in the cache once this step is written.
     pages_SP: page ids of each sequence in order of position; entries past its length are -1.
     wanted_R: the rows whose logits are wanted, ascending.
+    is_prompt_S: 1 where the tokens of sequence s are of its prompt, 0 where they were generated; an executor may round them differently.
     """
 
     tokens_T: np.ndarray
@@ -39,20 +40,20 @@ class Step:
     lengths_S: np.ndarray
     pages_SP: np.ndarray
     wanted_R: np.ndarray
+    is_prompt_S: np.ndarray
 
     def __post_init__(self) -> None:
         num_tokens, num_sequences = len(self.tokens_T), len(self.lengths_S)
         assert len(self.positions_T) == len(self.slots_T) == num_tokens, "one position and one slot a token"
         assert len(self.starts_S1) == num_sequences + 1, "one start a sequence, and the end"
         assert self.starts_S1[-1] == num_tokens, "starts cover all rows"
-        assert self.pages_SP.shape[:-1] == (num_sequences,), "one row of pages a sequence"
-        assert all(
-            a.dtype == np.int32 and a.flags.c_contiguous
-            for a in (self.tokens_T, self.positions_T, self.slots_T, self.starts_S1, self.lengths_S, self.pages_SP, self.wanted_R)
-        ), "step arrays are contiguous int32"
+        assert self.pages_SP.shape[:-1] == self.is_prompt_S.shape == (num_sequences,), (
+            "one row of pages and one mark of a prompt a sequence"
+        )
+        assert all(a.dtype == np.int32 and a.flags.c_contiguous for a in vars(self).values()), "step arrays are contiguous int32"
 
 
-def single_step(tokens: np.ndarray, *, start: int = 0, are_all_wanted: bool = False) -> Step:
+def single_step(tokens: np.ndarray, *, start: int = 0, are_all_wanted: bool = False, is_prompt: bool = True) -> Step:
     """A step of one sequence that owns pages 0, 1, 2 ...: tokens at positions start and after; logits of the last or of all."""
     count = len(tokens)
     positions = np.arange(start, start + count, dtype=np.int32)
@@ -64,6 +65,7 @@ def single_step(tokens: np.ndarray, *, start: int = 0, are_all_wanted: bool = Fa
         lengths_S=np.array([start + count], np.int32),
         pages_SP=np.arange(pages_for(start + count), dtype=np.int32)[None],
         wanted_R=np.arange(count, dtype=np.int32) if are_all_wanted else np.array([count - 1], np.int32),
+        is_prompt_S=np.array([is_prompt], np.int32),
     )
 
 
@@ -79,4 +81,5 @@ def whole_pages_step(pages: np.ndarray) -> Step:
         lengths_S=np.array([count], np.int32),
         pages_SP=np.ascontiguousarray(pages, np.int32)[None],
         wanted_R=np.zeros(0, np.int32),
+        is_prompt_S=np.ones(1, np.int32),
     )

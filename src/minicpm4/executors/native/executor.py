@@ -5,7 +5,7 @@ Knows the C++ module's calls; the kernels, their layouts and their instruction s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, Pea
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
-from minicpm4.executors.native.schedule import add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
+from minicpm4.executors.native.schedule import Phase, add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
 from minicpm4.model.parameters import parameter_shapes
@@ -29,6 +29,7 @@ CAPABILITIES = Capabilities(
     activations=frozenset(CODE_BYTES),
     devices=frozenset(("cpu",)),
     isas=frozenset((None, *USABLE_ISAS)),
+    rounding_isas=frozenset(isa for isa in (None, *USABLE_ISAS) if _native.can_round(isa or USABLE_ISAS[0])),
     keeps_packed=True,
     kernel_format=AS_CACHE,
 )
@@ -64,6 +65,7 @@ class NativeExecutor:
             self._team,
             max_rows=options.max_step_tokens,
             code_bytes=CODE_BYTES[options.activations],
+            rounds_prompts=options.prompt_activations == "bf16",
             num_pages=options.num_pages,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
@@ -96,9 +98,12 @@ class NativeExecutor:
 
         model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
         calls = add_scale_to_embedding(record(model, is_sparse=options.sparse is not None))
-        if CODE_BYTES[options.activations] > 0:
-            calls = add_codes(calls, {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense})
-        self._write_program(add_peaks(calls, task_columns=self._program.task_columns), places)
+        quantized = {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense}
+        has_codes, rounds_prompts = CODE_BYTES[options.activations] > 0, options.prompt_activations == "bf16"
+        calls = add_codes(calls, quantized, has_codes=has_codes, rounds_prompts=rounds_prompts)
+        calls = add_peaks(calls, task_columns=self._program.task_columns)
+        phases = group_phases(calls, head_dim=self.config.head_dim)
+        self._write_program(phases, places, encoded=quantized if has_codes else set())
         if options.repack_file is not None and not kept:
             self._keep(options.repack_file, matrices)
         return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)
@@ -124,13 +129,13 @@ class NativeExecutor:
         except OSError as error:
             self.warnings += (f"the packed weights cannot be kept in {path}: {error.strerror}",)
 
-    def _write_program(self, calls: list[Call], places: dict[str, int]) -> None:
-        """places: of each parameter, among the program's weights if it is a matrix, among its vectors if it is a vector."""
+    def _write_program(self, phases: list[Phase], places: dict[str, int], *, encoded: Set[str]) -> None:
+        """places: of each parameter, among the program's weights if it is a matrix, among its vectors if it is a vector. encoded: weights
+        that meet encoded activations alone."""
         program = self._program
-        phases = group_phases(calls, head_dim=self.config.head_dim)
-        buffer_of, columns = assign_buffers(phases)
-        for width in columns:
-            program.add_buffer(width)
+        buffer_of, buffers = assign_buffers(phases, encoded=encoded)
+        for buffer in buffers:
+            program.add_buffer(buffer.columns, buffer.is_local)
         for phase in phases:
             program.begin_phase(getattr(_native.PhaseKind, phase.kind), phase.is_wanted)
             for job in phase.jobs:
@@ -166,7 +171,7 @@ class NativeExecutor:
     def run(self, step: Step) -> np.ndarray:
         s = step
         logits: np.ndarray = self._program.run(
-            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size
+            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, s.is_prompt_S, self.config.vocab_size
         )
         self.peaks = Peaks(self._program.task_columns, self._program.peaks(len(logits)))
         return logits

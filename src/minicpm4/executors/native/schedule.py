@@ -2,7 +2,7 @@
 
 Rewrites, each small: inputs of quantized products get codes as soon as they are made; neighbours that work row by row share a
 phase; neighbouring products share one, and what follows them column by column is done to each piece while it is in the cache;
-values that are dead lend their buffer to the next of the same shape.
+values that are dead lend their buffer to the next of the same shape, and those that only their own task looks at are kept a task's worth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 from minicpm4.executors.native.record import Call, Value
 
-COLUMN_OPS = ("add_scaled", "swiglu", "quantize", "rope", "store_keys", "store_values", "peaks")  # a column needs no other, but for heads
+COLUMN_OPS = (
+    "add_scaled",
+    "swiglu",
+    "quantize",
+    "encode",
+    "rope",
+    "store_keys",
+    "store_values",
+    "peaks",
+)  # a column needs no other, but for heads
 HEAD_OPS = ("rope", "store_keys", "store_values")  # these need whole heads
 IN_PLACE_OPS = ("scale", "add_scaled", "swiglu", "rope", "rms_norm", "merge")  # may write over an input: each row reads before it writes
 TASK_OPS = ("compress", "select", "attend")  # cut into tasks of their own, each a phase
@@ -40,14 +49,18 @@ class Phase:
         return tuple(call for job in self.jobs for call in (*job.products, *job.tail))
 
 
-def add_codes(calls: list[Call], quantized: Collection[str]) -> list[Call]:
-    """Inserts `quantize` after the maker of each value that a quantized weight multiplies."""
+def add_codes(calls: list[Call], quantized: Collection[str], *, has_codes: bool, rounds_prompts: bool) -> list[Call]:
+    """Inserts `quantize` after the maker of each value that a quantized weight multiplies, where there are codes; with rounds_prompts,
+    `encode` instead where its rows are the step's, not the wanted ones."""
     wanted = {call.inputs[0].index for call in calls if call.op == "multiply" and call.weight in quantized}
     result = []
     for call in calls:
         result.append(call)
         if call.out is not None and call.out.index in wanted:
-            result.append(Call("quantize", None, (call.out,)))
+            if rounds_prompts and not call.out.is_wanted:
+                result.append(Call("encode", None, (call.out,)))
+            elif has_codes:
+                result.append(Call("quantize", None, (call.out,)))
     return result
 
 
@@ -129,34 +142,61 @@ def can_follow(call: Call, jobs: list[Job], *, takes_heads: bool) -> bool:
     return call.op in COLUMN_OPS and len(widths) == 1 and (takes_heads or call.op not in HEAD_OPS)
 
 
-def assign_buffers(phases: list[Phase]) -> tuple[dict[int, int], list[int]]:
-    """Buffer of each value, and the columns of each buffer.
+@dataclass(frozen=True)
+class Buffer:
+    """is_local: see Program::add_buffer of native/program.h."""
+
+    columns: int
+    is_local: bool
+
+
+def local_values(phases: list[Phase], encoded: Collection[str]) -> set[int]:
+    """Values that are made in a phase of products and looked at nowhere else, but for what they were encoded to. Not the last phase's,
+    which are the result.
+
+    encoded: the weights whose products read nothing else of a value.
+    """
+    made = {
+        call.out.index: number for number, phase in enumerate(phases[:-1]) for call in phase.calls if call.out and phase.kind == "products"
+    }
+    for number, phase in enumerate(phases):
+        for call in phase.calls:
+            for value in call.inputs:
+                if made.get(value.index, number) != number and not (call.op == "multiply" and call.weight in encoded):
+                    del made[value.index]
+    return set(made)
+
+
+def assign_buffers(phases: list[Phase], *, encoded: Collection[str]) -> tuple[dict[int, int], list[Buffer]]:
+    """Buffer of each value, and the buffers. encoded: see `local_values`.
 
     A buffer is free again after the phase that reads its value last, or at once for an operation that may work in place.
     Values with codes keep their buffer's codes, so a buffer is shared only by values of equal columns.
     """
+    local = local_values(phases, encoded)
     last_phase = {value.index: number for number, phase in enumerate(phases) for call in phase.calls for value in call.inputs}
     last_phase[final_value(phases).index] = len(phases)
-    buffers: dict[int, int] = {}
-    columns: list[int] = []
-    free: dict[int, list[int]] = {}
+    buffer_of: dict[int, int] = {}
+    buffers: list[Buffer] = []
+    free: dict[Buffer, list[int]] = {}
     for number, phase in enumerate(phases):
         for position, call in enumerate(phase.calls):
             if call.out is None:
                 continue
+            kind = Buffer(call.out.columns, call.out.index in local)
             reusable = in_place_source(call, phase, position=position, last_phase=last_phase, number=number)
-            if reusable is not None:
-                buffers[call.out.index] = buffers[reusable.index]
+            if reusable is not None and buffers[buffer_of[reusable.index]] == kind:
+                buffer_of[call.out.index] = buffer_of[reusable.index]
                 last_phase[reusable.index] = -1
-            elif free.get(call.out.columns):
-                buffers[call.out.index] = free[call.out.columns].pop()
+            elif free.get(kind):
+                buffer_of[call.out.index] = free[kind].pop()
             else:
-                buffers[call.out.index] = len(columns)
-                columns.append(call.out.columns)
+                buffer_of[call.out.index] = len(buffers)
+                buffers.append(kind)
         for value in {v.index: v for call in phase.calls for v in (*call.inputs, *([call.out] if call.out else []))}.values():
             if last_phase.get(value.index, number) == number:
-                free.setdefault(value.columns, []).append(buffers[value.index])
-    return buffers, columns
+                free.setdefault(buffers[buffer_of[value.index]], []).append(buffer_of[value.index])
+    return buffer_of, buffers
 
 
 def in_place_source(call: Call, phase: Phase, *, position: int, last_phase: dict[int, int], number: int) -> Value | None:

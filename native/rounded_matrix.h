@@ -1,0 +1,127 @@
+// Products in bfloat16 by a unit that multiplies matrices of it: weights are decoded and rounded as activations were, the product of two
+// is exact, and sums are float32, column by column in their order. So a row's result does not depend on which other rows are computed with
+// it; it is not, to the bit, that of linear.h.
+#pragma once
+
+namespace minicpm4::ISA {
+
+constexpr int kRoundedGroups = 16;  // decoded together: those of two tiles stay in the first cache while rows pass
+
+// Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
+struct RoundedTile {
+  alignas(64) uint16_t values[kRoundedGroups][kGroupColumns * kTileRows];
+};
+
+// Memory that is read next, a part of each of two tiles; it is asked for in shares.
+struct Ahead {
+  const uint8_t* parts[2];
+  size_t bytes;  // of a part
+
+  void ask(int share, int num_shares) const {
+    const size_t lines = (bytes + 63) / 64, first = lines * share / num_shares, last = lines * (share + 1) / num_shares;
+    for (const uint8_t* part : parts) for (size_t line = first; line < last; ++line) __builtin_prefetch(part + 64 * line);
+  }
+};
+
+template <Format format>
+struct RoundedProduct {
+  static constexpr Layout layout = layout_of(format);
+
+  // Groups [first, first + count).
+  static void decode(const uint8_t* tile, int columns, int first, int count, RoundedTile& out) {
+    for (int i = 0; i < count; ++i) {
+      const GroupPlace place = place_of(layout, columns, first + i);
+      const GroupScales s = group_scales<layout.scales, layout.zero>(tile + place.shared, tile + place.own);
+      unroll<8>([&](auto c) {
+        constexpr int half = layout.scales == Scales::k_halves && c >= 4;
+        const u8x64 codes = chunk<layout.bits, c>(tile + place.codes);
+        const auto column = [&](auto j) { return fma(s.scale[half], byte_as_f32<j>(codes), s.offset[half]); };
+        uint16_t* pairs = out.values[i] + 2 * kTileRows * 2 * c;
+        store_bf16_pairs(pairs, column(std::integral_constant<int, 0>{}), column(std::integral_constant<int, 1>{}));
+        store_bf16_pairs(pairs + 2 * kTileRows, column(std::integral_constant<int, 2>{}), column(std::integral_constant<int, 3>{}));
+      });
+    }
+  }
+
+  // Adds some groups' part of the product to 16 * blocks rows of out, or begins it. x: of the first row and group.
+  template <int blocks, int tiles>
+  static void add_groups(const uint16_t* x, size_t panel_stride, int count, const RoundedTile* weights, bool begins, float* out, size_t out_stride) {
+    const auto each_sum = [&](auto f) { unroll<blocks * tiles>([&](auto i) { f(i, out + i / tiles * kMatrixRows * out_stride + i % tiles * kTileRows); }); };
+    each_sum([&](auto i, const float* at) {
+      if (begins) clear_matrix<i>();
+      else load_matrix<i>(at, out_stride * sizeof(float));
+    });
+    for (int g = 0; g < count; ++g) {
+      unroll<blocks>([&](auto b) { load_matrix<4 + b>(x + g * panel_stride + b * kMatrixRows * kGroupColumns, kGroupColumns * sizeof(uint16_t)); });
+      unroll<tiles>([&](auto t) { load_matrix<6 + t>(weights[t].values[g], 2 * kTileRows * sizeof(uint16_t)); });
+      unroll<blocks * tiles>([&](auto i) { add_bf16_product<i, 4 + i / tiles, 6 + i % tiles>(); });
+    }
+    each_sum([&](auto i, float* at) { store_matrix<i>(at, out_stride * sizeof(float)); });
+  }
+
+  // Fewer than 16 rows, in copies, so that nothing past the last one is read or written.
+  template <int tiles>
+  static void add_groups_of_few(const Rounded& x, int first_group, int count, const RoundedTile* weights, int row, int num_rows, float* out, size_t out_stride) {
+    constexpr size_t panel_stride = kMatrixRows * kGroupColumns, width = tiles * kTileRows;
+    alignas(64) uint16_t rows[kRoundedGroups * panel_stride] = {};
+    alignas(64) float sums[kMatrixRows * width] = {};
+    for (int g = 0; g < count; ++g)
+      std::memcpy(rows + g * panel_stride, x.at(row, (first_group + g) * kGroupColumns), num_rows * kGroupColumns * sizeof(uint16_t));
+    for (int r = 0; r < num_rows && first_group > 0; ++r) std::memcpy(sums + r * width, out + r * out_stride, width * sizeof(float));
+    add_groups<1, tiles>(rows, panel_stride, count, weights, false, sums, width);
+    for (int r = 0; r < num_rows; ++r) std::memcpy(out + r * out_stride, sums + r * width, width * sizeof(float));
+  }
+
+  template <int tiles>
+  static void run_rows(const Rounded& x, int first_group, int count, const RoundedTile* weights, int row, int last_row, const Ahead& ahead, float* out,
+                       size_t out_stride) {
+    const int first_row = row, num_shares = (last_row - row) / (2 * kMatrixRows);
+    const auto run = [&](auto blocks) {
+      for (constexpr int rows = blocks * kMatrixRows; row + rows <= last_row; row += rows) {
+        if (blocks == 2) ahead.ask((row - first_row) / rows, num_shares);
+        add_groups<blocks, tiles>(x.at(row, first_group * kGroupColumns), x.panel_stride, count, weights, first_group == 0, out + row * out_stride, out_stride);
+      }
+    };
+    run(std::integral_constant<int, 2>{});
+    run(std::integral_constant<int, 1>{});
+    if (row < last_row) add_groups_of_few<tiles>(x, first_group, count, weights, row, last_row - row, out + row * out_stride, out_stride);
+  }
+
+  // next: what is read after these tiles.
+  static void run(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride, const uint8_t* next) {
+    const MatrixUnit unit(kWholeMatrices);
+    const int groups = x.columns / kGroupColumns;
+    RoundedTile weights[2];
+    for (int first = 0; first < groups; first += kRoundedGroups) {
+      const int count = groups - first < kRoundedGroups ? groups - first : kRoundedGroups;
+      const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kRoundedGroups / kBlockGroups;
+      for (int tile = first_tile; tile < last_tile; tile += 2) {
+        const int tiles = last_tile - tile < 2 ? 1 : 2;
+        const bool is_last = tile + tiles == last_tile, is_end = is_last && first + count == groups;
+        const uint8_t* ahead = is_end ? next : is_last ? w.tile(first_tile) + bytes * (first / kRoundedGroups + 1) : w.tile(tile + 2) + bytes * (first / kRoundedGroups);
+        for (int t = 0; t < tiles; ++t) decode(w.tile(tile + t), x.columns, first, count, weights[t]);
+        const auto run_tiles = [&](auto together) {
+          run_rows<together>(x.rounded, first, count, weights, row, last_row, {{ahead, ahead + w.tile_bytes}, bytes}, out + kTileRows * tile, out_stride);
+        };
+        if (tiles == 2) run_tiles(std::integral_constant<int, 2>{});
+        else run_tiles(std::integral_constant<int, 1>{});
+      }
+    }
+  }
+};
+
+inline void round_rows(const float* x, int columns, const Rounded& out, int row, int column) {
+  for (int c = 0; c < columns; c += kGroupColumns) store_bf16(out.at(row, column + c), load(x + c), load(x + c + 16));
+}
+
+// `multiply_rounded` of kernels.h.
+inline void multiply_rounded(const Weight& w, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
+                             const uint8_t* next) {
+  unroll<kNumFormats>([&](auto index) {
+    constexpr Format format = static_cast<Format>(index());
+    if constexpr (kernel_format(format) != format || layout_of(format).scales == Scales::none) return;
+    else if (w.format == format) RoundedProduct<format>::run(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
+  });
+}
+
+}  // namespace minicpm4::ISA

@@ -78,7 +78,6 @@ def test_kv_formats_are_looked_up():
             max_rows=1,
             code_bytes=1,
             rounds_prompts=False,
-        rounds_prompts=False,
             num_pages=1,
             num_layers=1,
             num_heads=1,

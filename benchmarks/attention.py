@@ -81,7 +81,7 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         team,
         max_rows=case.rows,
         code_bytes=1,
-        rounds_prompts=False,
+        has_bf16_prompts=False,
         num_pages=num_pages,
         num_layers=layers,
         num_heads=config.num_heads,

@@ -43,6 +43,7 @@ class Plan:
     output: Path
     seed: int
     activations: str
+    prompt_activations: str
     is_fresh: bool
 
 
@@ -57,6 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", metavar="REF", help="also measure this commit of ours")
     parser.add_argument("--baseline", metavar="NAME", help="ratios are made to this engine; llama.cpp unless it is absent")
     parser.add_argument("--activations", default="int8", help="what ours multiplies quantized weights with")
+    parser.add_argument("--prompt-activations", default="auto", help="the same for prompts: auto, same, bf16")
     parser.add_argument("--seed", type=int, default=0, help="of random weights and tokens")
     parser.add_argument("--models-dir", type=Path, metavar="FOLDER", help="where model files are written once")
     parser.add_argument("--output", type=Path, metavar="STEM", help="where results go; results/<date>-<set> unless given")
@@ -95,6 +97,7 @@ def make_plan(given: argparse.Namespace) -> Plan:
         output=given.output or result_stem(title),
         seed=given.seed,
         activations=given.activations,
+        prompt_activations=given.prompt_activations,
         is_fresh=given.fresh,
     )
 
@@ -102,7 +105,11 @@ def make_plan(given: argparse.Namespace) -> Plan:
 def settings_of(plan: Plan) -> dict[str, Any]:
     """What must be the same for runs to be compared."""
     facts = machine_facts()
-    return {name: facts[name] for name in ("machine", "commit", "build")} | {"seed": plan.seed, "activations": plan.activations}
+    return {name: facts[name] for name in ("machine", "commit", "build")} | {
+        "seed": plan.seed,
+        "activations": plan.activations,
+        "prompt_activations": plan.prompt_activations,
+    }
 
 
 def measure_all(plan: Plan, journal: Journal) -> list[Row]:
@@ -138,6 +145,7 @@ def measure_once(plan: Plan, case: Case, engine: Engine, *, round_number: int, m
         repeats=case.repeats,
         seed=plan.seed,
         activations=plan.activations,
+        prompt_activations=plan.prompt_activations,
         attention=case.attention,
         states=str(plan.models / "states"),
     )
@@ -175,7 +183,8 @@ def write_results(plan: Plan, journal: Journal, rows: Sequence[Row]) -> None:
     with_suffix(plan.output, ".json").write_text(json.dumps(result, indent=1) + "\n")
     heading = (
         f"{plan.title}, {recipe['date'][:10]}: {recipe['machine']}, {recipe['cores']} cores, commit {recipe['commit']}, "
-        f"activations {plan.activations}; {', '.join(f'{name} {version}' for name, version in recipe['engines'].items())}.\n"
+        f"activations {plan.activations}, "
+        f"of prompts {plan.prompt_activations}; {', '.join(f'{name} {version}' for name, version in recipe['engines'].items())}.\n"
         "Medians with the slowest and fastest sample; ratios of medians with the lowest and highest of a single round. "
         f"Other programs used {others_text(journal.records)}."
     )

@@ -31,7 +31,7 @@ from minicpm4.model.parameters import LAYER_ROLES, layer_parameter
 FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0", "ternary_g32", "ternary_g64", "ternary_g128")
 ROWS = (1, 2, 4, 8, 16, 512)
 MATRICES = tuple(role for role in LAYER_ROLES if "norm" not in role)
-CODE_BYTES = {"int8": 1, "int16": 2, "bf16": 0}  # of activations; bf16: of prompts, where the instruction set has such products
+ACTIVATIONS = ("int8", "int16", "bf16")  # bf16: as prompts have it, where the instruction set has such products
 CONTEXT_TOKENS = 4096
 KV_FORMATS = ("f16", "bf16", "int8")
 CONTEXTS = (512, 4096, 16384)
@@ -75,7 +75,8 @@ def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, peaks: Pe
     seconds = median(samples)
     byte_rate, operations = weight.nbytes / seconds, 2 * batch * weight.shape[0] * weight.shape[1]
     peak = "f32" if weight.format.is_dense else "bf16" if setup.activations == "bf16" else "int8"
-    peak_rate = {"f32": peaks.f32, "bf16": peaks.bf16 or 0.0, "int8": peaks.int8}[peak]
+    peak_rate = {"f32": peaks.f32, "bf16": peaks.bf16, "int8": peaks.int8}[peak]
+    assert peak_rate, f"there is no unit for {peak}"
     return Product(
         format=weight.format.name,
         batch=batch,
@@ -100,8 +101,8 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
         setup.isa,
         team,
         max_rows=batch,
-        code_bytes=CODE_BYTES[setup.activations],
-        rounds_prompts=setup.activations == "bf16",
+        code_bytes={"int8": 1, "int16": 2, "bf16": 0}[setup.activations],
+        has_bf16_prompts=setup.activations == "bf16",
         num_pages=1,
         num_layers=1,
         num_heads=1,
@@ -168,7 +169,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), metavar="N", help="rows of activations")
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, num_cores()}), metavar="N")
     parser.add_argument("--isa", default=_native.usable_isas()[0], choices=_native.usable_isas())
-    parser.add_argument("--activations", default="int8", choices=tuple(CODE_BYTES))
+    parser.add_argument("--activations", default="int8", choices=ACTIVATIONS)
     parser.add_argument("--kv-formats", nargs="*", default=list(KV_FORMATS), choices=(*KV_FORMATS, "f32"), help="of attention's cache")
     parser.add_argument("--contexts", nargs="*", type=int, default=list(CONTEXTS), metavar="N", help="tokens that attention sees")
     parser.add_argument("--megabytes", type=int, default=256, help="that all copies of a matrix or cache take; more than the caches")
@@ -200,6 +201,10 @@ def measure_attentions(given: argparse.Namespace, setup: Setup, peaks: Peaks) ->
 
 def main() -> None:
     given = parse()
+    if given.activations == "bf16" and not _native.has_bf16_matrices(given.isa):
+        sys.exit(
+            f"error: {given.isa} has no products in bfloat16; choose other --activations, or an --isa of {_native.usable_isas()} that has"
+        )
     setup = Setup(given.isa, given.activations, given.megabytes, given.repeats)
     peaks, products, attentions = list[Peaks](), list[Product](), list[Attention]()
     try:

@@ -111,8 +111,8 @@ def options_for(num_tokens: int, *, threads: int, activations: str, kv_format: s
 
 def kinds() -> list[tuple[str, str, str]]:
     """(cache, prompt activations, activations), of those that this CPU has."""
-    can_round = None in capabilities_of("native").rounding_isas
-    return list(itertools.product(KV_FORMATS, PROMPT_ACTIVATIONS if can_round else PROMPT_ACTIVATIONS[:1], ACTIVATIONS))
+    has_bf16_matrices = None in capabilities_of("native").bf16_isas
+    return list(itertools.product(KV_FORMATS, PROMPT_ACTIVATIONS if has_bf16_matrices else PROMPT_ACTIVATIONS[:1], ACTIVATIONS))
 
 
 def reference_score(subject: Subject, tokens: Sequence[int], *, folder: Path) -> Score:

@@ -279,14 +279,14 @@ NB_MODULE(_native, m) {
     for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);
     return names;
   });
-  m.def("can_round", [](const std::string& isa) { return kernels_named(isa).multiply_rounded != nullptr; }, nb::arg("isa"));
+  m.def("has_bf16_matrices", [](const std::string& isa) { return kernels_named(isa).multiply_bf16 != nullptr; }, nb::arg("isa"));
   m.def("read_bandwidth", &read_bandwidth, nb::arg("isa"), nb::arg("team"), nb::arg("bytes"), nb::arg("repeats"));
   m.def("peak_rate", &peak_rate, nb::arg("isa"), nb::arg("number"), nb::arg("team"), nb::arg("repeats"));
 
   nb::enum_<Op>(m, "Op")
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
-      .value("quantize", Op::quantize).value("encode", Op::encode).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
+      .value("encode", Op::encode).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
       .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks)
       .value("compress", Op::compress).value("select", Op::select);
 
@@ -306,12 +306,12 @@ NB_MODULE(_native, m) {
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
-           [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, bool rounds_prompts, int num_pages, int num_layers, int num_heads, int num_kv_heads,
+           [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, bool has_bf16_prompts, int num_pages, int num_layers, int num_heads, int num_kv_heads,
               int head_dim, const std::string& kv_format, std::optional<SparseRule> sparse) {
-             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, rounds_prompts, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, has_bf16_prompts, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
                                                            kv_format_named(kv_format), sparse.value_or(SparseRule{})});
            },
-           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("rounds_prompts"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("has_bf16_prompts"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none(), nb::keep_alive<1, 3>())
       .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.arena, w.weight); })
       .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })

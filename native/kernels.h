@@ -27,7 +27,7 @@ constexpr int kHighCode = 254;                          // what a high byte coun
 constexpr float kLargestCode[2] = {127, 127 * kHighCode + 126};  // of one byte, of two
 
 // Activations rounded to bfloat16, in panels of 32 columns: [columns / 32][rows][32].
-struct Rounded {
+struct Bf16Rows {
   uint16_t* values;
   size_t panel_stride;  // values from a panel to the next
 
@@ -35,14 +35,14 @@ struct Rounded {
   uint16_t* at(int row, int column) const { return values + column / 32 * panel_stride + static_cast<size_t>(row) * 32; }
 };
 
-// Activations [rows, columns]. Quantized weights are multiplied with codes where there are codes, else with values; by multiply_rounded
-// with the rounded ones, which others do not look at.
+// Activations [rows, columns]. Quantized weights are multiplied with codes where there are codes, else with values; by multiply_bf16
+// with those in bfloat16, which `multiply` does not look at.
 struct Rows {
   const float* values;  // [rows][stride]
   size_t stride;        // floats between rows; a multiple of 16, zeros past the columns
   int columns;
   Codes codes;          // high is null where there are none
-  Rounded rounded = {};
+  Bf16Rows bf16 = {};
 };
 
 // How keys and values are stored. int8: a code plus 128 for each element and a float32 scale for each token of each head, by the rule
@@ -183,12 +183,12 @@ struct Kernels {
   void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                    const uint8_t* next);
 
-  // The same for quantized weights in bfloat16: of what activations and weights are rounded to, products are exact and sums float32. Null
-  // where no unit multiplies such matrices, and then there is no `round` either.
-  void (*multiply_rounded)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
+  // The same for quantized weights in bfloat16: activations and weights are rounded to it, the product of two is exact and sums are float32. Null
+  // where no unit multiplies such matrices, and then there is no `to_bf16` either.
+  void (*multiply_bf16)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                            const uint8_t* next);
   // Columns of a row, both multiples of 32, from `column` on, to the nearest, ties to even; subnormals to zero.
-  void (*round)(const float* x, int columns, const Rounded& out, int row, int column);
+  void (*to_bf16)(const float* x, int columns, const Bf16Rows& out, int row, int column);
 
   // One row; the scale of a group that is not finite is NaN.
   void (*quantize)(const float* x, int columns, const Codes& out);
@@ -214,7 +214,7 @@ struct Kernels {
   int (*select)(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, int32_t* blocks);
 
   float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
-  PeakFunction peak_int8, peak_f32, peak_bf16;         // the same for the units of products; null as multiply_rounded is
+  PeakFunction peak_int8, peak_f32, peak_bf16;         // the same for the units of products; null as multiply_bf16 is
 };
 
 // The table of an instruction set, or null where it was not built for this architecture.

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kColumnsPerTask = 128;    // of a product: few enough for the cache; 64 makes a decoding step 5 % slower (docs/lab_notes.md)
 constexpr int kRowsPerTask = 128;
-constexpr int kRoundedRowsPerTask = 512;  // weights are decoded once for all of them
+constexpr int kBf16RowsPerTask = 512;   // weights are decoded once for all of them
 constexpr int kAttendRowsPerTask = 32;  // (query, head) pairs that share a page's keys
 constexpr int kWideHead = 256;          // heads up to here fit the columns of a task
 
@@ -51,14 +51,14 @@ float largest(const float* x, int n) {
 
 int divide_up(int n, int by) { return (n + by - 1) / by; }
 
-// Fewer rows a task where more threads want tasks.
-int rounded_rows_per_task(int num_threads) { return std::max(kRowsPerTask, kRoundedRowsPerTask / divide_up(num_threads, 4)); }
+// Fewer rows a task where more threads want tasks: 512, 256 or 128.
+int bf16_rows_per_task(int num_threads) { return num_threads <= 4 ? kBf16RowsPerTask : std::max(kRowsPerTask, num_threads <= 8 ? kBf16RowsPerTask / 2 : 0); }
 
 }  // namespace
 
 Program::Program(const Kernels& kernels, Team& team, const Options& options)
     : kernels_(kernels), team_(team), options_(options), task_columns_(columns_per_task(options.head_dim)) {
-  if (options.rounds_prompts && !kernels.multiply_rounded) throw std::invalid_argument(std::string(kernels.name) + " has no products in bfloat16");
+  if (options.has_bf16_prompts && !kernels.multiply_bf16) throw std::invalid_argument(std::string(kernels.name) + " has no products in bfloat16");
   const KvLayer shape = kv_layer(0);
   kv_ = Memory(shape.page_stride * options.num_pages, true);
   size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
@@ -133,7 +133,7 @@ int Program::add_buffer(int columns, bool is_local) {
   if (is_local) {
     buffer.stride = task_columns_ + kTileRows;  // not a power of two: tiles of rows would compete for the same lines of a cache
     buffer.local = static_cast<int>(locals_.size()) / team_.size();
-    const int rows = std::min(options_.max_rows, rounded_rows_per_task(team_.size()));
+    const int rows = std::min(options_.max_rows, bf16_rows_per_task(team_.size()));
     for (int member = 0; member < team_.size(); ++member) locals_.emplace_back(buffer.stride * rows * sizeof(float), false);
   } else {
     buffer.stride = round_up(columns, 16);
@@ -152,17 +152,29 @@ void Program::begin_phase(PhaseKind kind, bool over_wanted) {
 void Program::begin_job() { phases_.back().jobs.emplace_back(); }
 
 void Program::add(const Instruction& instruction) {
+  check_locals(instruction);
   Job& job = phases_.back().jobs.back();
   (instruction.op == Op::multiply ? job.products : job.tail).push_back(instruction);
   if (instruction.op == Op::multiply) {
     job.columns = buffers_[instruction.out].columns;
     job.num_column_tasks = divide_up(job.columns, task_columns_);
   }
-  if (instruction.op != Op::quantize && instruction.op != Op::encode) return;
-  Buffer& buffer = buffers_[instruction.a];
-  if (instruction.op == Op::encode && options_.rounds_prompts && buffer.rounded.bytes() == 0) {
-    buffer.panel_stride = static_cast<size_t>(options_.max_rows + kTileRows) * kGroupColumns;  // tiles of neighbouring panels lie in different sets of a cache
-    buffer.rounded = Memory(buffer.panel_stride * (buffer.columns / kGroupColumns) * sizeof(uint16_t), false);
+  if (instruction.op == Op::encode) make_room_to_encode(instruction.a);
+}
+
+void Program::check_locals(const Instruction& in) const {
+  const auto is_local = [&](int buffer) { return buffer >= 0 && buffers_[buffer].local >= 0; };
+  const bool is_in_task = phases_.back().kind == PhaseKind::products && in.op != Op::peaks && !(in.op == Op::rope && is_local(in.b)) &&
+                          !(in.op == Op::multiply && options_.code_bytes == 0 && is_local(in.a));
+  if (!is_in_task && (is_local(in.out) || is_local(in.a) || is_local(in.b))) throw std::invalid_argument("a local buffer is looked at outside its task");
+}
+
+void Program::make_room_to_encode(int index) {
+  Buffer& buffer = buffers_[index];
+  if (options_.has_bf16_prompts && !phases_.back().over_wanted && buffer.bf16.bytes() == 0) {
+    const size_t tiles = static_cast<size_t>(divide_up(options_.max_rows, kTileRows)) | 1;  // an odd number: those of neighbouring panels lie in different sets of a cache
+    buffer.panel_stride = tiles * kTileRows * kGroupColumns;
+    buffer.bf16 = Memory(buffer.panel_stride * (buffer.columns / kGroupColumns) * sizeof(uint16_t), false);
   }
   if (buffer.high.bytes() > 0 || options_.code_bytes == 0) return;
   const size_t cells = static_cast<size_t>(buffer.columns) * options_.max_rows;
@@ -210,7 +222,7 @@ void Program::run_phase(size_t index, const StepView& step, int member) {
   switch (phase.kind) {
     case PhaseKind::rows: {
       const int num_rows = rows_of(phase, step), first = share_start(num_rows, member), last = share_start(num_rows, member + 1);
-      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns, member});
+      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns, member, phase.over_wanted});
       break;
     }
     case PhaseKind::products: run_products(index, step, member); break;
@@ -287,9 +299,8 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, cons
     case Op::take: std::memcpy(out, a, n * sizeof(float)); break;
     case Op::store_keys: kernels_.store_keys(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
     case Op::store_values: kernels_.store_values(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
-    case Op::quantize: kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first)); break;
     case Op::encode:
-      if (are_rounded_[i]) kernels_.round(a, last - first, buffers_[in.a].rounded_rows(), i, first);
+      if (!slice.over_wanted && are_bf16_[i]) kernels_.to_bf16(a, last - first, buffers_[in.a].bf16_rows(), i, first);
       else if (options_.code_bytes > 0) kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first));
       break;
     case Op::merge: merge_row(in, step, i); break;
@@ -300,7 +311,7 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, cons
 }
 
 Rows Program::rows_of(const Buffer& buffer) const {
-  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes(), buffer.rounded_rows()};
+  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes(), buffer.bf16_rows()};
 }
 
 int Program::num_product_tasks(const Phase& phase, int num_pieces) {
@@ -349,33 +360,35 @@ void Program::run_product_task(const Phase& phase, const StepView& step, int mem
   const Job& job = job_of(phase, num_pieces, &task);
   const Piece& piece = pieces[task % num_pieces];
   const int first_column = task / num_pieces * task_columns_, first_tile = first_column / kTileRows;
-  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + task_columns_, job.columns), member};
+  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + task_columns_, job.columns), member, phase.over_wanted};
   for (size_t i = 0; i < job.products.size(); ++i) {
     const Instruction& in = job.products[i];
     const Weight& weight = weights_[in.weight];
     float* out = cells(in.out, slice.first_row, slice) - buffers_[in.out].stride * slice.first_row - slice.first_column;  // of row 0, column 0
     const uint8_t* next = i + 1 < job.products.size() ? weights_[job.products[i + 1].weight].tile(first_tile) : after;
-    const bool is_rounded = piece.is_rounded && layout_of(weight.format).scales != Scales::none;
-    (is_rounded ? kernels_.multiply_rounded : kernels_.multiply)(weight, first_tile, divide_up(slice.last_column, kTileRows), rows_of(buffers_[in.a]), slice.first_row,
-                                                                 slice.last_row, out, buffers_[in.out].stride, next);
+    const bool is_bf16 = piece.is_bf16 && layout_of(weight.format).scales != Scales::none;
+    const auto multiply = is_bf16 ? kernels_.multiply_bf16 : kernels_.multiply;
+    const int last_tile = divide_up(slice.last_column, kTileRows), most_rows = is_bf16 ? slice.last_row - slice.first_row : kRowsPerTask;
+    for (int row = slice.first_row; row < slice.last_row; row += most_rows)
+      multiply(weight, first_tile, last_tile, rows_of(buffers_[in.a]), row, std::min(row + most_rows, slice.last_row), out, buffers_[in.out].stride, next);
   }
   for (const Instruction& in : job.tail) apply(in, step, slice);
 }
 
-// Which rows are rounded, and the pieces that tasks take: neighbours that are, or are not. Wanted rows never are, so that logits are the
-// same whoever asks for how many of them.
+// Which rows are in bfloat16, and the pieces that tasks take: neighbours that are, or are not. Wanted rows never are: how many there are of
+// a prompt depends on who asks.
 void Program::cut_rows(const StepView& step) {
   pieces_.clear(), wanted_pieces_.clear();
-  are_rounded_.assign(step.num_tokens, false);
-  for (int s = 0; s < step.num_sequences && options_.rounds_prompts; ++s)
-    if (step.is_prompt[s]) std::fill(are_rounded_.begin() + step.starts[s], are_rounded_.begin() + step.starts[s + 1], true);
-  const auto cut = [](int first, int last, bool is_rounded, int most, std::vector<Piece>& pieces) {
-    for (; first < last; first += most) pieces.push_back({first, std::min(first + most, last), is_rounded});
+  are_bf16_.assign(step.num_tokens, false);
+  for (int s = 0; s < step.num_sequences && options_.has_bf16_prompts; ++s)
+    if (step.is_prompt[s]) std::fill(are_bf16_.begin() + step.starts[s], are_bf16_.begin() + step.starts[s + 1], true);
+  const auto cut = [](int first, int last, bool is_bf16, int most, std::vector<Piece>& pieces) {
+    for (; first < last; first += most) pieces.push_back({first, std::min(first + most, last), is_bf16});
   };
   for (int first = 0; first < step.num_tokens;) {
-    const bool is_rounded = are_rounded_[first];
-    const int last = static_cast<int>(std::find(are_rounded_.begin() + first, are_rounded_.end(), !is_rounded) - are_rounded_.begin());
-    cut(first, last, is_rounded, is_rounded ? rounded_rows_per_task(team_.size()) : kRowsPerTask, pieces_);
+    const bool is_bf16 = are_bf16_[first];
+    const int last = static_cast<int>(std::find(are_bf16_.begin() + first, are_bf16_.end(), !is_bf16) - are_bf16_.begin());
+    cut(first, last, is_bf16, is_bf16 ? bf16_rows_per_task(team_.size()) : kRowsPerTask, pieces_);
     first = last;
   }
   cut(0, step.num_wanted, false, kRowsPerTask, wanted_pieces_);

@@ -30,7 +30,7 @@ struct StepView {
   int num_tokens, num_sequences, pages_stride, num_wanted;
 };
 
-enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, quantize, encode, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
+enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, encode, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
 
 // Operands that an op does not use are -1 or 0.
 //   embed    out = factor * weight[tokens]          multiply  out = weight . a, with what a was encoded to
@@ -38,8 +38,8 @@ enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take
 //   add_scaled  out = a + factor * b                swiglu    out = silu(a) * b
 //   rotation    out = cosines | sines of positions by the table `vector`
 //   rope        out = a turned by b                 take      out[i] = a[wanted[i]]
-//   encode      of a, rows of prompts are rounded and others get codes, where the program has either
-//   quantize    a gets codes                        store_keys, store_values   a -> keys, values of `layer`
+//   encode      a gets codes, where the program has any; rows of prompts are rounded to bfloat16 instead, where it has that
+//   store_keys, store_values   a -> keys, values of `layer`
 //   compress    the kernels of `layer` that the step completes, from its keys
 //   select      the blocks of each sparse row that a's queries choose by the kernels of `layer`
 //   attend      out = attention of a over `layer`, but for rows that are alone in their sequence and see several stretches;
@@ -56,11 +56,11 @@ enum class PhaseKind { rows, products, tasks };
 
 class Program {
  public:
-  // max_rows: the most tokens of one step. code_bytes: of activations' codes, 1 or 2, or 0 for none. rounds_prompts: whether prompts are
+  // max_rows: the most tokens of one step. code_bytes: of activations' codes, 1 or 2, or 0 for none. has_bf16_prompts: whether prompts are
   // multiplied with quantized weights in bfloat16. num_pages: pages of the KV cache.
   struct Options {
     int max_rows, code_bytes;
-    bool rounds_prompts;
+    bool has_bf16_prompts;
     int num_pages, num_layers, num_kv_heads, head_dim, group_heads;
     KvFormat kv_format;
     SparseRule sparse;
@@ -77,6 +77,7 @@ class Program {
   void begin_phase(PhaseKind kind, bool over_wanted);
   // In a phase of products: what follows belongs together and has the same columns.
   void begin_job();
+  // std::invalid_argument where a local buffer would be looked at outside the task that makes it.
   void add(const Instruction& instruction);
 
   // Runs one step; the result is the last instruction's buffer, or what its peaks are of: [wanted][stride], valid until the next run.
@@ -108,11 +109,11 @@ class Program {
   struct Buffer {
     int columns = 0, local = -1;  // local: which of a member's local arrays its values are in, -1 for none
     size_t stride = 0;
-    Memory values, high, low, scales, half_sums, rounded;  // all but the first are empty where nothing is encoded
+    Memory values, high, low, scales, half_sums, bf16;  // all but the first are empty where nothing is encoded
     size_t panel_stride = 0;
 
     Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), half_sums.as<float>()}; }
-    Rounded rounded_rows() const { return {rounded.as<uint16_t>(), panel_stride}; }
+    Bf16Rows bf16_rows() const { return {bf16.as<uint16_t>(), panel_stride}; }
   };
   struct Job {
     std::vector<Instruction> products, tail;
@@ -125,11 +126,12 @@ class Program {
   };
   struct Slice {
     int first_row, last_row, first_column, last_column, member;
+    bool over_wanted;
   };
   // Rows that a task of products takes.
   struct Piece {
     int first_row, last_row;
-    bool is_rounded;
+    bool is_bf16;
   };
   // The dense or the sparse rows of a sequence of the step: their first attend task, how many tasks these are for a kv head (rows are
   // taken `queries` at a time, each in num_splits stretches), their first stretch among those of lone rows, and their first sparse row.
@@ -155,6 +157,8 @@ class Program {
   int share_start(int num_tasks, int member) const { return static_cast<int>(static_cast<int64_t>(num_tasks) * member / team_.size()); }
   template <class Work>
   void take_tasks(size_t phase, int num_tasks, int member, Work work);
+  void check_locals(const Instruction& instruction) const;
+  void make_room_to_encode(int buffer);
   const Instruction& last_instruction() const;
   int result_buffer() const;
   static int num_product_tasks(const Phase& phase, int num_pieces);
@@ -193,7 +197,7 @@ class Program {
   std::vector<Memory> scratch_;  // one a thread
   std::vector<Memory> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `stride` apart
   std::vector<Piece> pieces_, wanted_pieces_;    // of the step's rows
-  std::vector<bool> are_rounded_;                // of the step's rows
+  std::vector<bool> are_bf16_;                // of the step's rows
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows
   std::vector<NewKernel> new_kernels_;
   std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]

@@ -19,7 +19,7 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
         TEAM,
         max_rows=num_rows,
         code_bytes=np.dtype(kind).itemsize,
-        rounds_prompts=False,
+        has_bf16_prompts=False,
         num_pages=1,
         num_layers=1,
         num_heads=1,
@@ -33,7 +33,7 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
     x, out = program.add_buffer(columns), program.add_buffer(weight.num_rows)
     program.begin_phase(_native.PhaseKind.rows, False)
     program.add(_native.Op.embed, **UNUSED | {"out": x, "weight": table, "factor": 1.0})
-    program.add(_native.Op.quantize, **UNUSED | {"a": x})
+    program.add(_native.Op.encode, **UNUSED | {"a": x})
     program.begin_phase(_native.PhaseKind.products, False)
     program.begin_job()
     program.add(_native.Op.multiply, **UNUSED | {"out": out, "a": x, "weight": factor})

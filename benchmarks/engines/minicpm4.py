@@ -1,7 +1,7 @@
 """Measures this project's native executor: python -m benchmarks.engines.minicpm4 --model FILE.
 
 The executor alone, as the other engines are measured: no text, no sampling. The interpreter decides which build runs: the
-working tree's, or another commit's.
+working tree's, or another commit's, which may not know yet what prompts are.
 """
 
 # S streams, T tokens of each stream in the step, P pages of a stream
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,10 @@ class MiniCPM4:
 
     def __init__(self, work: Work) -> None:
         is_sparse = work.attention == "sparse"
-        load = LoadOptions(model=work.model, offline=True, threads=work.threads, activations=work.activations, sparse=is_sparse)
+        of_prompts = known_fields(LoadOptions, prompt_activations=work.prompt_activations)
+        load = LoadOptions(
+            model=work.model, offline=True, threads=work.threads, activations=work.activations, sparse=is_sparse, **of_prompts
+        )
         self.seed, self.stream_pages = work.seed, pages_for(work.sequence_tokens)
         self.num_pages = work.streams * self.stream_pages
         with checkpoint_subject(load) as subject:
@@ -39,7 +43,7 @@ class MiniCPM4:
         self.version = version("minicpm4") + (f" ({commit})" if commit else "")
         self.details: dict[str, object] = {
             "activations": options.activations,
-            "prompt_activations": options.prompt_activations,
+            "prompt_activations": getattr(options, "prompt_activations", "same"),
             "kv_format": options.kv_format,
             "attention": "dense" if options.sparse is None else "sparse",
             "kv_bytes": self.executor.kv_bytes,
@@ -63,6 +67,11 @@ class MiniCPM4:
         self.executor.run(stream_step(np.array(tokens, np.int32)[:, None], start=position, stream_pages=self.stream_pages, is_prompt=False))
 
 
+def known_fields(kind: type, **values: Any) -> dict[str, Any]:
+    """Those of the values that a dataclass has fields for."""
+    return {name: value for name, value in values.items() if name in kind.__dataclass_fields__}
+
+
 def stream_step(tokens_ST: np.ndarray, *, start: int, stream_pages: int, is_prompt: bool) -> Step:
     """T tokens of each of S streams, all at positions from start; the logits of each stream's last token."""
     streams, count = tokens_ST.shape
@@ -77,7 +86,7 @@ def stream_step(tokens_ST: np.ndarray, *, start: int, stream_pages: int, is_prom
         lengths_S=np.full(streams, start + count, np.int32),
         pages_SP=first_pages_S1 + np.arange(pages_for(start + count), dtype=np.int32),
         wanted_R=starts_S1[1:] - np.int32(1),
-        is_prompt_S=np.full(streams, is_prompt, np.int32),
+        **known_fields(Step, is_prompt_S=np.full(streams, is_prompt, np.int32)),
     )
 
 

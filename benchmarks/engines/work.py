@@ -25,9 +25,9 @@ WARM_TOKENS = 32  # of the prompt that goes before what is timed
 class Work:
     """model: a GGUF file. prefill: tokens of the prompt; 0 for none. before: tokens in the cache before the prompt. decode: tokens
     generated one by one in each stream; 0 for none. context: tokens in each stream's cache before decoding. streams: sequences decoded
-    together. repeats: how often each is measured. seed: of the random tokens. activations: what minicpm4 multiplies quantized weights
-    with; other engines have their own. attention: of minicpm4, "dense" or "sparse"; others are dense. states: a folder where an engine
-    that must compute its context may keep it."""
+    together. repeats: how often each is measured. seed: of the random tokens. activations,
+    prompt_activations: what minicpm4 multiplies quantized weights with; other engines have their own. attention: of minicpm4, "dense" or
+    "sparse"; others are dense. states: a folder where an engine that must compute its context may keep it."""
 
     model: str
     prefill: int = 512
@@ -39,6 +39,7 @@ class Work:
     repeats: int = 1
     seed: int = 0
     activations: str = "int8"
+    prompt_activations: str = "auto"
     attention: str = "dense"
     states: str = ""
 

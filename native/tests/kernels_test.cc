@@ -160,19 +160,20 @@ void check_multiply(const Kernels& k, Format format, int rows, int columns, int 
 
 // Products in bfloat16 of rows [first, count), against what activations and weights are rounded to; a weight that lies between two such values
 // may have gone to the other.
-void check_multiply_rounded(const Kernels& k, Format format, int rows, int columns, int first, int count) {
+void check_multiply_bf16(const Kernels& k, Format format, int rows, int columns, int first, int count) {
   const RandomWeight random(format, rows, columns);
   const Weight& w = random.view;
   Activations x(k, count, columns, 0);
   Rows view = x.rows(columns);
   std::vector<uint16_t> rounded(static_cast<size_t>(count) * columns, 0xffff);
-  view.rounded = {rounded.data(), static_cast<size_t>(count) * 32};
-  for (int i = 0; i < count; ++i) for (int c = 0; c < columns; c += 32) k.round(&x.values[i * x.stride + c], 32, view.rounded, i, c);
+  view.bf16 = {rounded.data(), static_cast<size_t>(count) * 32};
+  for (int i = 0; i < count; ++i) for (int c = 0; c < columns; c += 32) k.to_bf16(&x.values[i * x.stride + c], 32, view.bf16, i, c);
   const size_t out_stride = w.num_tiles() * kTileRows;
   std::vector<float> out(count * out_stride, 7.0f), alone(out);
-  k.multiply_rounded(w, 0, w.num_tiles(), view, first, count, out.data(), out_stride, w.data);
-  for (int i = first; i < count; ++i) for (int t = 0; t < w.num_tiles(); ++t) k.multiply_rounded(w, t, t + 1, view, i, i + 1, alone.data(), out_stride, w.data);
-  for (size_t i = 0; i < out.size(); ++i) expect(f32_to_bits(out[i]) == f32_to_bits(alone[i]), k.name, "a rounded row alone and in a batch", out[i], alone[i]);
+  k.multiply_bf16(w, 0, w.num_tiles(), view, first, count, out.data(), out_stride, w.data);
+  for (int i = first; i < count; ++i) for (int t = 0; t < w.num_tiles(); ++t) k.multiply_bf16(w, t, t + 1, view, i, i + 1, alone.data(), out_stride, w.data);
+  for (size_t i = 0; i < out.size(); ++i) expect(f32_to_bits(out[i]) == f32_to_bits(alone[i]), k.name, "a bf16 row alone and in a batch", out[i], alone[i]);
+  for (size_t i = 0; i < first * out_stride; ++i) expect(out[i] == 7.0f, k.name, "rows before the first", out[i], 7);
 
   std::vector<float> weights(columns);
   for (int r = 0; r < rows; ++r) {
@@ -461,10 +462,11 @@ void check(const Kernels& k) {
         if (code_bytes == 0 || block_columns(format) > 1) check_multiply(k, format, rows, unit * blocks, count, code_bytes);
     }
   }
-  for (int f = 0; f < kNumFormats && k.multiply_rounded; ++f) {
+  for (int f = 0; f < kNumFormats && k.multiply_bf16; ++f) {
     const Format format = static_cast<Format>(f);
     if (block_columns(format) == 1) continue;
-    for (const int rows : {1, 33}) for (const int columns : {256, 768}) for (const int count : {1, 15, 16, 17, 33, 70}) check_multiply_rounded(k, format, rows, columns, count / 3, count);
+    const int unit = block_columns(format);
+    for (const int rows : {1, 33}) for (const int blocks : {1, 3, 17}) for (const int count : {1, 15, 16, 17, 33, 70}) check_multiply_bf16(k, format, rows, unit * blocks, count / 3, count);
   }
   check_rows(k);
   for (const int code_bytes : {1, 2}) check_quantize(k, code_bytes);

@@ -27,7 +27,7 @@ def read_packed(
 ) -> PackedWeight: ...
 def packed_bytes(format: str, rows: int, columns: int) -> int: ...
 def usable_isas() -> list[str]: ...
-def can_round(isa: str) -> bool: ...
+def has_bf16_matrices(isa: str) -> bool: ...
 def read_bandwidth(isa: str, team: Team, bytes: int, repeats: int) -> float: ...
 def peak_rate(isa: str, number: str, team: Team, repeats: int) -> float | None: ...
 
@@ -40,16 +40,15 @@ class Op(Enum):
     rotation = 5
     rope = 6
     take = 7
-    quantize = 8
-    encode = 9
-    store_keys = 10
-    store_values = 11
-    multiply = 12
-    attend = 13
-    merge = 14
-    peaks = 15
-    compress = 16
-    select = 17
+    encode = 8
+    store_keys = 9
+    store_values = 10
+    multiply = 11
+    attend = 12
+    merge = 13
+    peaks = 14
+    compress = 15
+    select = 16
 
 class PhaseKind(Enum):
     rows = 0
@@ -77,7 +76,7 @@ class Program:
         *,
         max_rows: int,
         code_bytes: int,
-        rounds_prompts: bool,
+        has_bf16_prompts: bool,
         num_pages: int,
         num_layers: int,
         num_heads: int,

@@ -1,13 +1,14 @@
 """What engines are asked to do, in which order; and that our own does it on several streams as on one."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.engines import work as work_module
-from benchmarks.engines.minicpm4 import MiniCPM4, stream_step
+from benchmarks.engines.minicpm4 import MiniCPM4, known_fields, stream_step
 from benchmarks.engines.work import CannotDo, Measured, Work, arguments_of, convert_once, measure_steps, run_program, work_from_arguments
 from benchmarks.write_model import write_model
 from minicpm4.model import single_step
@@ -105,6 +106,14 @@ def test_a_single_stream_is_a_single_step() -> None:
     got, want = stream_step(tokens, start=70, stream_pages=4, is_prompt=True), single_step(tokens[0], start=70)
     for name in vars(want):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+
+
+def test_another_commit_is_given_what_it_knows() -> None:
+    @dataclass
+    class Older:
+        tokens_T: int
+
+    assert known_fields(Older, tokens_T=1, is_prompt_S=2) == {"tokens_T": 1}
 
 
 def test_a_prompt_after_what_is_in_the_cache() -> None:

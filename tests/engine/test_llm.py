@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import get_type_hints
 
 import numpy as np
@@ -15,7 +15,8 @@ import pytest
 from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestError, SamplingParams, UnsupportedError
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params, eos_of
-from minicpm4.engine.load import choose_activations
+from minicpm4.engine.load import choose_activations, choose_prompt_activations
+from minicpm4.executors import capabilities_of
 from minicpm4.model.config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
 from tests.toy import toy_config
@@ -184,6 +185,8 @@ def test_executors_and_formats_are_choices(default_gguf):
         ({"executor": "abacus"}, ConfigError, "there is no executor 'abacus'; choose one of native"),
         ({"isa": "mmx"}, UnsupportedError, "cannot do instruction sets: mmx"),
         ({"activations": "int4"}, UnsupportedError, "cannot do activations: int4"),
+        ({"prompt_activations": "bf8"}, ConfigError, "there are no prompt activations 'bf8'; choose one of auto, same, bf16"),
+        ({"prompt_activations": "bf16", "isa": "generic"}, UnsupportedError, "cannot do prompt activations: bf16; it offers same"),
         ({"kv_format": "q4_0"}, ConfigError, "there is no KV format 'q4_0'"),
         ({"threads": 0}, ConfigError, "threads is 0"),
         ({"context_length": 9000}, CapacityError, "a context of 9000 tokens was asked for, the model is made for 8192"),
@@ -301,6 +304,24 @@ def test_a_forked_process_is_told(default_gguf):
 )
 def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choice):
     assert str(choose_activations(LoadOptions(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
+
+
+@pytest.mark.parametrize(
+    ("options", "activations", "choice"),
+    [
+        ({"prompt_activations": "bf16"}, "int16", "bf16 (asked for)"),
+        ({}, "f32", "same (nothing is rounded)"),
+        ({"isa": "generic"}, "int8", "same (no unit for matrices of bfloat16)"),
+        ({"executor": "reference"}, "int8", "same (no unit for matrices of bfloat16)"),
+        ({"isa": "of the test"}, "int16", "same (bfloat16 is less exact than sixteen bits)"),
+        ({"isa": "of the test"}, "int8", "bf16 (faster and more exact than eight bits on this CPU)"),
+    ],
+    ids=str,
+)
+def test_activations_of_prompts_are_chosen_for_the_cpu(monkeypatch, options, activations, choice):
+    able = replace(capabilities_of("native"), bf16_isas=frozenset(("of the test",)))
+    monkeypatch.setattr("minicpm4.engine.load.capabilities_of", lambda name: able)
+    assert str(choose_prompt_activations(LoadOptions(**options), activations)) == f"prompt activations {choice}"
 
 
 @pytest.fixture(scope="module")

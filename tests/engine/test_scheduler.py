@@ -99,7 +99,7 @@ def test_the_last_to_come_gives_way():
 
 def test_a_part_without_tokens_is_a_mistake():
     with pytest.raises(AssertionError, match="at least one token"):
-        build_step([Part(Sequence([0], [1, 2], num_cached=2, pages=[0]), 0, is_complete=True)])
+        build_step([Part(Sequence([0], [1, 2], num_cached=2, pages=[0]), 0, is_prompt=True, is_complete=True)])
 
 
 def compute(scheduler, plan):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
 from minicpm4.engine.engine import Engine, Limits
+from minicpm4.executors import capabilities_of
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.config import SparseConfig
 from tests.toy import TOY, toy_executor, toy_weights
@@ -62,11 +63,8 @@ class Pages:
         return np.random.default_rng(zlib.crc32(held[:, 0].tobytes())).standard_normal(VOCABULARY, np.float32)
 
 
-def engine_of(executor, *, num_pages, max_step_tokens=100, prefix_cache=True, context_length=1000, vocab_size=VOCABULARY):
-    limits = Limits(
-        vocab_size, frozenset(), context_length, num_pages=num_pages, max_step_tokens=max_step_tokens, prefix_cache=prefix_cache
-    )
-    engine = Engine(executor, limits)
+def engine_of(executor, *, context_length=1000, vocab_size=VOCABULARY, **limits):
+    engine = Engine(executor, Limits(vocab_size, frozenset(), context_length, **{"max_step_tokens": 100, **limits}))
     executor.is_shared = engine.scheduler.pool.is_shared
     return engine
 
@@ -167,11 +165,21 @@ RULES = {"dense": None, "sparse": SparseConfig(window_size=64, topk=2, dense_len
 PARAMS = SamplingParams(max_tokens=40, logprobs=0)
 
 
-@pytest.fixture(scope="module", params=[(rule, kv) for rule in RULES for kv in ("f16", "int8")], ids="-".join)
+def kinds():
+    """(rule, cache, activations of prompts)."""
+    has_bf16 = None in capabilities_of("native").bf16_isas
+    needs_unit = pytest.mark.skipif(not has_bf16, reason="no unit for matrices of bfloat16 (AMX)")
+    same = [(rule, kv_format, "same") for rule in RULES for kv_format in ("f16", "int8")]
+    return [*same, *(pytest.param((*kind, "bf16"), marks=needs_unit) for kind in (("dense", "int8"), ("sparse", "f16")))]
+
+
+@pytest.fixture(scope="module", params=kinds(), ids="-".join)
 def native(request):
-    rule, kv_format = request.param
+    rule, kv_format, prompts = request.param
     options = {"kv_format": kv_format, "sparse": RULES[rule], "num_pages": 40, "max_step_tokens": 96, "threads": 1}
+    options["prompt_activations"] = prompts
     executor = toy_executor("native", TOY, toy_weights(TOY, format_name="q8_0"), activations="int8", **options)
+    executor.tells_prompts = prompts != "same"
     yield executor
     executor.close()
 
@@ -186,9 +194,8 @@ def answers(engine, prompts, params):
 
 
 def native_engine(native, *, num_pages=40, prefix_cache=True):
-    return engine_of(
-        native, num_pages=num_pages, max_step_tokens=96, prefix_cache=prefix_cache, context_length=512, vocab_size=TOY.vocab_size
-    )
+    limits = {"num_pages": num_pages, "max_step_tokens": 96, "prefix_cache": prefix_cache, "tells_prompts": native.tells_prompts}
+    return engine_of(native, context_length=512, vocab_size=TOY.vocab_size, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +215,22 @@ def test_a_warm_cache_gives_the_bits_of_a_cold_one(native, cold):
     assert engine.scheduler.num_reused_tokens == 192 + 128 + 64 + 64
     assert answers(engine, PROMPTS, PARAMS) == cold
     assert engine.scheduler.pool.num_free == 40
+
+
+def test_a_conversation_may_come_before_its_beginning_and_after(native):
+    """What was an answer is then part of a prompt, and the other way around: where that shows, pages of the one are not the other's."""
+    params = PARAMS.replace(max_tokens=80)
+    beginning = LONG[:200]
+    [answer] = answers(native_engine(native, prefix_cache=False), [beginning], params)
+    whole = [*beginning, *(token for token, _ in answer), *LONG[:30]]
+    [after_whole] = answers(native_engine(native, prefix_cache=False), [whole], params)
+    engine = native_engine(native)
+    assert answers(engine, [whole], params) == [after_whole]
+    assert answers(engine, [beginning], params) == [answer]
+    engine = native_engine(native)
+    assert answers(engine, [beginning], params) == [answer]
+    assert answers(engine, [whole], params) == [after_whole]
+    assert engine.scheduler.num_reused_tokens == (192 if native.tells_prompts else 256)
 
 
 def test_together_and_preempted_too(native, cold):

@@ -157,7 +157,7 @@ def test_the_choice_of_an_instruction_set_keeps_its_reason(monkeypatch: pytest.M
     module = sys.modules[choose_isa.__module__]
     for (machine, *isas), text in {
         ("x86_64", "amx", "avx512", "avx2", "generic"): "isa amx (the best that this CPU has)",
-        ("x86_64", "avx512", "avx2", "generic"): "isa avx512 (no AMX on this CPU)",
+        ("x86_64", "avx512", "avx2", "generic"): "isa avx512 (no AMX with bfloat16 on this CPU)",
         ("x86_64", "avx2", "generic"): "isa avx2 (no AVX-512 VNNI on this CPU)",
         ("AMD64", "generic"): "isa generic (no AVX2 on this CPU)",
         ("aarch64", "neon_i8mm", "neon", "generic"): "isa neon_i8mm (the best that this CPU has)",

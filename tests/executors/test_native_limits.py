@@ -77,7 +77,7 @@ def test_kv_formats_are_looked_up():
             _native.Team(1),
             max_rows=1,
             code_bytes=1,
-            rounds_prompts=False,
+            has_bf16_prompts=False,
             num_pages=1,
             num_layers=1,
             num_heads=1,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minicpm4.executors.native.record import Call, Value
-from minicpm4.executors.native.schedule import Phase, add_codes, assign_buffers, group_phases, local_values
+from minicpm4.executors.native.schedule import Phase, add_encoding, assign_buffers, group_phases, local_values
 from tests.toy import TOY
 
 WIDTHS = (32, 64)
@@ -27,7 +27,7 @@ class Machine:
 
     def run(self, call, columns=slice(None)):
         """The call on some columns of its result, or of its input if it has none."""
-        if call.op == "quantize":
+        if call.op == "encode":
             codes = self.codes.setdefault(self.place_of(call.inputs[0]), np.full(call.inputs[0].columns, np.nan))
             codes[columns] = self.read(call.inputs[0], columns)
         elif call.op.startswith("store"):
@@ -98,9 +98,7 @@ def random_program(seed):
         else:
             emit("add_scaled", (x := pick(), pick(x.columns)), x.columns, factor=-0.5)
     product(pick(), 64)
-    return add_codes(
-        calls, {call.weight for call in calls if call.weight and call.weight.startswith("low")}, has_codes=True, rounds_prompts=False
-    )
+    return add_encoding(calls, {call.weight for call in calls if call.weight and call.weight.startswith("low")})
 
 
 def run_phase(phase: Phase, machine: Machine, random, locals_=()):

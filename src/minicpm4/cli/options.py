@@ -33,7 +33,11 @@ Threads = Annotated[int | None, option("-t", "--threads", help="CPU threads; one
 Isa = Annotated[str | None, option("--isa", help="Instruction set of the native executor; the best one by default.")]
 Activations = Annotated[str, option("--activations", help="What quantized weights are multiplied with: int8, int16, f32 or auto.")]
 PromptActivations = Annotated[
-    str, option("--prompt-activations", help="The same for rows of prompts: same, bf16 (native, on a CPU with AMX) or auto.")
+    str,
+    option(
+        "--prompt-activations",
+        help="Those of a prompt's tokens: same (as --activations), bf16 (native, on a CPU with AMX) or auto.",
+    ),
 ]
 KvFormat = Annotated[str, option("--kv-format", help="How keys and values are stored: f16, bf16, f32, int8 (not in torch), auto.")]
 Device = Annotated[str, option("--device", help="cpu, cuda (torch) or ascend (mindspore).")]

@@ -26,7 +26,8 @@ class Limits:
     """vocab_size, eos_ids: the model's. context_length: the most tokens of one sequence, prompt and answer.
 
     num_pages, max_step_tokens: those that the executor was made for. prefix_cache: whether full pages of what was computed are kept
-    for requests that begin alike, as long as nobody needs the pages.
+    for requests that begin alike, as long as nobody needs the pages. tells_prompts: whether the executor computes prompts otherwise than
+    generated tokens.
     """
 
     vocab_size: int
@@ -35,6 +36,7 @@ class Limits:
     num_pages: int
     max_step_tokens: int
     prefix_cache: bool = True
+    tells_prompts: bool = False
 
     @property
     def sequence_tokens(self) -> int:
@@ -86,7 +88,12 @@ class Engine:
 
     def __init__(self, executor: Executor, limits: Limits) -> None:
         self.limits = limits
-        self.scheduler = Scheduler(num_pages=limits.num_pages, max_step_tokens=limits.max_step_tokens, prefix_cache=limits.prefix_cache)
+        self.scheduler = Scheduler(
+            num_pages=limits.num_pages,
+            max_step_tokens=limits.max_step_tokens,
+            prefix_cache=limits.prefix_cache,
+            tells_prompts=limits.tells_prompts,
+        )
         self._executor = executor
         self._running: dict[int, Running] = {}
         self._next_request = 0

@@ -27,6 +27,7 @@ from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tok
 
 LoadProgress = Callable[[str, int, int], None]
 AUTO = "auto"
+PROMPT_ACTIVATIONS = ("same", "bf16")
 MAX_STEP_TOKENS = 512
 SMALL_HIDDEN_SIZE = 1024  # of models whose activations are kept in sixteen bits
 RELEASE_BYTES = 16 << 20  # pages of the file are given back after so many bytes were read
@@ -77,6 +78,11 @@ class LoadOptions:
             raise ConfigError(f"threads is {self.threads}, expected 1 to 1024", hint="leave it out for one a core")
         if self.kv_format not in (AUTO, *KV_FORMATS):
             raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join((AUTO, *KV_FORMATS))}")
+        if self.prompt_activations not in (AUTO, *PROMPT_ACTIVATIONS):
+            raise ConfigError(
+                f"there are no prompt activations {self.prompt_activations!r:.40}",
+                hint=f"choose one of {', '.join((AUTO, *PROMPT_ACTIVATIONS))}",
+            )
 
     @property
     def sparse_wishes(self) -> SparseWishes:
@@ -138,6 +144,7 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         num_pages=memory.num_pages,
         max_step_tokens=executor_options.max_step_tokens,
         prefix_cache=options.prefix_cache,
+        tells_prompts=executor_options.prompt_activations != "same",
     )
     return LoadedModel(
         name=checkpoint.name,
@@ -243,16 +250,18 @@ def choose_activations(options: LoadOptions, config: ModelConfig, formats: Itera
 def choose_prompt_activations(options: LoadOptions, activations: str) -> Choice:
     """What quantized weights are multiplied with in the rows of prompts; activations: in all others.
 
-    bfloat16 is more exact than eight bits, and where the CPU has a unit for matrices of it, prompts take half the time. It is less exact
-    than sixteen bits (docs/lab_notes.md), so that who needs these does not get it unasked.
+    bfloat16 is more exact than eight bits, and faster where the CPU has a unit for matrices of it. It is less exact than sixteen bits
+    (docs/lab_notes.md), so that who needs these does not get it unasked.
     """
     what = "prompt activations"
     if options.prompt_activations != AUTO:
         return Choice(what, options.prompt_activations, "asked for")
-    if activations != "int8":
-        return Choice(what, "same", "bfloat16 is less exact")
-    if options.isa not in capabilities_of(options.executor).rounding_isas:
+    if activations == "f32":
+        return Choice(what, "same", "nothing is rounded")
+    if options.executor == "reference" or options.isa not in capabilities_of(options.executor).bf16_isas:
         return Choice(what, "same", "no unit for matrices of bfloat16")
+    if activations == "int16":
+        return Choice(what, "same", "bfloat16 is less exact than sixteen bits")
     return Choice(what, "bf16", "faster and more exact than eight bits on this CPU")
 
 

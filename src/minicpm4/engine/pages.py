@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
 from itertools import count
@@ -15,13 +15,14 @@ from itertools import count
 from minicpm4.model import PAGE_TOKENS
 
 NOTHING = 0  # the serial of what comes before the first page
-Key = tuple[int, bytes]
+Key = tuple[int, bytes, int]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a known page stands for. key: the serial of the page before it, and its own tokens: two pages have the same key only if
-    all tokens up to their ends are the same. serial: its own, which no other page ever has."""
+    """What a known page stands for. key: the serial of the page before it, its own tokens, and how many of these are of a prompt where
+    that is told apart: two pages have the same key only if all that up to their ends is the same. serial: its own, which no other page
+    ever has."""
 
     key: Key
     serial: int
@@ -78,8 +79,8 @@ class PagePool:
             elif self._num_holders[page] == 0:
                 self._free_unknown.append(page)
 
-    def make_known(self, page: int, tokens: Sized[int], *, after: int | None) -> int:
-        """Makes a page known that holds these tokens, a page full, and follows `after` (None: it is the first).
+    def make_known(self, page: int, tokens: Sized[int], *, after: int | None, num_prompt: int = 0) -> int:
+        """Makes a page known that holds these tokens, a page full, and follows `after` (None: it is the first). num_prompt: see Known.
 
         The page that is known for them from now on: this one, or another that was known before. A page that follows an unknown one
         stays unknown.
@@ -87,18 +88,20 @@ class PagePool:
         before = NOTHING if after is None else self._serial_of(after)
         if before is None:
             return page
-        key = (before, bytes_of(tokens))
+        key = (before, bytes_of(tokens), num_prompt)
         if key not in self._by_key:
             assert self._num_holders[page], f"page {page} is made known, but nobody holds it"
             assert page not in self._known, f"page {page} is known for other tokens"
             self._by_key[key], self._known[page] = page, Known(key, next(self._serials))
         return self._by_key[key]
 
-    def find(self, tokens: Sized[int]) -> list[int]:
-        """The known pages of a sequence that begins with these tokens, from its first on, as far as they reach."""
+    def find(self, tokens: Sized[int], *, num_prompt: Callable[[int], int] = lambda number: 0) -> list[int]:
+        """The known pages of a sequence that begins with these tokens, from its first on, as far as they reach. num_prompt: see Known, of
+        the sequence's page of that number."""
         pages, before = list[int](), NOTHING
-        for first in range(0, len(tokens) - PAGE_TOKENS + 1, PAGE_TOKENS):
-            page = self._by_key.get((before, bytes_of(tokens[first : first + PAGE_TOKENS])))
+        for number in range(len(tokens) // PAGE_TOKENS):
+            own = tokens[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
+            page = self._by_key.get((before, bytes_of(own), num_prompt(number)))
             if page is None:
                 break
             pages.append(page)

@@ -26,18 +26,19 @@ from minicpm4.model import PAGE_TOKENS, Step, pages_for
 class Sequence:
     """Tokens and where they are cached. Keys and values of tokens[:num_cached] are in `pages`.
 
-    requests: whose tokens they are; several while samples of one prompt have no token of their own yet. num_prompt: the tokens that
-    there were at first; the others were generated.
+    requests: whose tokens they are; several while samples of one prompt have no token of their own yet. num_prompt: of the tokens, the
+    others were generated; all that there are unless given.
     """
 
     requests: list[int]
     tokens: list[int]
     num_cached: int = 0
     pages: list[int] = field(default_factory=list)
-    num_prompt: int = field(init=False)
+    num_prompt: int = -1
 
     def __post_init__(self) -> None:
-        self.num_prompt = len(self.tokens)
+        if self.num_prompt < 0:
+            self.num_prompt = len(self.tokens)
 
     @property
     def num_waiting(self) -> int:
@@ -45,23 +46,27 @@ class Sequence:
         return len(self.tokens) - self.num_cached
 
     @property
-    def num_alike(self) -> int:
-        """Of those that wait, from the next one on: all of the prompt, or else all that were generated."""
+    def num_waiting_of_kind(self) -> int:
+        """Of those that wait: all of the prompt, or once these are computed all that were generated."""
         return self.num_prompt - self.num_cached if self.num_cached < self.num_prompt else self.num_waiting
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sequence's share of a step: its next `num_tokens` tokens, all of its prompt or all generated. is_complete: the logits of the
-    last are wanted."""
+    """A sequence's share of a step: its next `num_tokens` tokens. is_prompt: whether all of them are of its prompt; else all were
+    generated. is_complete: the logits of the last are wanted."""
 
     sequence: Sequence
     num_tokens: int
+    is_prompt: bool
     is_complete: bool
 
-    @property
-    def is_prompt(self) -> bool:
-        return self.sequence.num_cached < self.sequence.num_prompt
+    @classmethod
+    def next_of(cls, sequence: Sequence, room: int) -> Part:
+        """As many tokens as there is room for."""
+        count = min(room, sequence.num_waiting_of_kind)
+        is_prompt = sequence.num_cached < sequence.num_prompt
+        return cls(sequence, count, is_prompt=is_prompt, is_complete=count == sequence.num_waiting)
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,14 @@ class Scheduler:
     """num_pages: of the cache. max_step_tokens: the most tokens of one step; never fewer sequences than one run at a time.
 
     prefix_cache: whether pages that are full are known by their tokens, so that another sequence which begins as theirs did need not
-    compute them. num_reused_tokens: those that were not, of all sequences so far.
+    compute them. tells_prompts: whether the executor computes prompts otherwise than generated tokens, so that a page of the ones does not
+    stand for the others. num_reused_tokens: those that were not, of all sequences so far.
     """
 
-    def __init__(self, *, num_pages: int, max_step_tokens: int, prefix_cache: bool = True) -> None:
+    def __init__(self, *, num_pages: int, max_step_tokens: int, prefix_cache: bool = True, tells_prompts: bool = False) -> None:
         self.pool = PagePool(num_pages)
         self.max_step_tokens = max_step_tokens
-        self.prefix_cache = prefix_cache
+        self.prefix_cache, self.tells_prompts = prefix_cache, tells_prompts
         self.num_preemptions = self.num_reused_tokens = 0
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -143,7 +149,8 @@ class Scheduler:
         """A full page. Where another is known to hold the same, the sequence goes on with that one."""
         own = sequence.pages[index]
         tokens = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
-        known = self.pool.make_known(own, tokens, after=sequence.pages[index - 1] if index else None)
+        after = sequence.pages[index - 1] if index else None
+        known = self.pool.make_known(own, tokens, after=after, num_prompt=self._num_prompt(sequence, index))
         if known != own:
             self.pool.share([known])
             sequence.pages[index] = known
@@ -151,7 +158,11 @@ class Scheduler:
 
     def _find(self, sequence: Sequence) -> list[int]:
         """Known pages that the sequence can begin with; at least one token is left to compute."""
-        return self.pool.find(sequence.tokens[:-1]) if self.prefix_cache else []
+        return self.pool.find(sequence.tokens[:-1], num_prompt=lambda index: self._num_prompt(sequence, index)) if self.prefix_cache else []
+
+    def _num_prompt(self, sequence: Sequence, index: int) -> int:
+        """Tokens of a page that are of the prompt; 0 where nobody tells."""
+        return min(PAGE_TOKENS, max(0, sequence.num_prompt - index * PAGE_TOKENS)) if self.tells_prompts else 0
 
     def _can_start(self, sequence: Sequence) -> bool:
         """Whether its tokens and the next fit beside those of all that run, so that it does not push them out at once."""
@@ -177,8 +188,8 @@ class Scheduler:
 
     def _schedule(self, sequence: Sequence, room: int, parts: list[Part]) -> int:
         """Adds the sequence's part if pages can be had; returns its tokens."""
-        count = min(room, sequence.num_alike)
-        needed = max(0, pages_for(sequence.num_cached + count) - len(sequence.pages))
+        part = Part.next_of(sequence, room)
+        needed = max(0, pages_for(sequence.num_cached + part.num_tokens) - len(sequence.pages))
         while needed + len(self._shared(sequence)) > self.pool.num_free:
             victim = self._running[-1]
             self._preempt(victim, parts)
@@ -187,8 +198,8 @@ class Scheduler:
         for index in self._shared(sequence):
             self._copy(sequence, index)
         sequence.pages += self.pool.take(needed)
-        parts.append(Part(sequence, count, is_complete=count == sequence.num_waiting))
-        return count
+        parts.append(part)
+        return part.num_tokens
 
     def _shared(self, sequence: Sequence) -> list[int]:
         """Which of its pages it will write into, and others hold too."""

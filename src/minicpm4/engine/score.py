@@ -38,7 +38,7 @@ def score_tokens(executor: Executor, tokens: Sized[int], *, pages: Sized[int], f
         count = min(step_tokens, SCORED_ROWS, sequence.num_waiting - 1)
         sequence.pages = list(pages[: pages_for(start + count)])
         wanted_R = np.arange(min(count, max(0, first - 1 - start)), count, dtype=np.int32)
-        logits_RV = executor.run(replace(build_step([Part(sequence, count, is_complete=False)]), wanted_R=wanted_R))
+        logits_RV = executor.run(replace(build_step([Part(sequence, count, is_prompt=True, is_complete=False)]), wanted_R=wanted_R))
         if len(wanted_R):
             logprobs.append(logprobs_of_targets(logits_RV, np.array(tokens)[start + 1 + wanted_R]))
             likeliest.append(logits_RV.argmax(axis=-1))

@@ -39,9 +39,9 @@ class ExecutorOptions:
     context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
     max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one of quant.KV_FORMATS.
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
-    are multiplied with. prompt_activations: "same", or "bf16", where rows of a prompt and quantized weights meet in bfloat16 (native, where
-    the instruction set has such products). device: "cpu", "cuda" (torch only) or "ascend" (mindspore only).
-    repack_file: where the packed weights are kept between loads (native only); None for nowhere.
+    are multiplied with. prompt_activations: "same", or "bf16", where rows of a prompt and quantized weights of layers are rounded to
+    bfloat16 (reference; native, where the instruction set has such products). device: "cpu", "cuda" (torch only) or "ascend" (mindspore
+    only). repack_file: where the packed weights are kept between loads (native only); None for nowhere.
     sparse: the rule by which rows attend to some blocks only (`model.sparse`); None where all attention is dense.
     """
 
@@ -67,7 +67,7 @@ class ExecutorOptions:
 class Capabilities:
     """What an executor can do; asking for more is an UnsupportedError, raised by `check`.
 
-    rounding_isas: the instruction sets with which prompts may be in bfloat16. kernel_format: how it keeps compressed keys beside their
+    bf16_isas: the instruction sets with which prompts may be in bfloat16. kernel_format: how it keeps compressed keys beside their
     pages, one of quant.KV_FORMATS or AS_CACHE; None where it makes them anew, or not at all.
     """
 
@@ -76,7 +76,7 @@ class Capabilities:
     activations: frozenset[str]
     devices: frozenset[str]
     isas: frozenset[str | None] = frozenset((None,))
-    rounding_isas: frozenset[str | None] = frozenset()
+    bf16_isas: frozenset[str | None] = frozenset()
     keeps_packed: bool = False
     kernel_format: str | None = None
 
@@ -85,7 +85,7 @@ class Capabilities:
             ("weight formats", set(weight_formats), self.weight_formats),
             ("KV formats", {options.kv_format}, self.kv_formats),
             ("activations", {options.activations}, self.activations),
-            ("prompt activations", {options.prompt_activations}, {"same", *(["bf16"] if options.isa in self.rounding_isas else [])}),
+            ("prompt activations", {options.prompt_activations}, {"same", *(["bf16"] if options.isa in self.bf16_isas else [])}),
             ("devices", {options.device}, self.devices),
             ("instruction sets", {options.isa}, self.isas),
             ("files of packed weights", {"yes"} if options.repack_file else set(), {"yes"} if self.keeps_packed else set()),

@@ -14,7 +14,7 @@ from minicpm4.model.config import SparseConfig
 USABLE_ISAS = tuple(_native.usable_isas())
 # What is said of a CPU without an instruction set, best first.
 LACKS = {
-    "x86_64": {"amx": "no AMX", "avx512": "no AVX-512 VNNI", "avx2": "no AVX2"},
+    "x86_64": {"amx": "no AMX with bfloat16", "avx512": "no AVX-512 VNNI", "avx2": "no AVX2"},
     "aarch64": {"neon_i8mm": "no i8mm", "neon": "no dot products"},
 }
 

@@ -1,6 +1,6 @@
 """What the bits of stored tensors mean, and how values become them. Knows blocks and scales; nothing of models or files."""
 
-from minicpm4.quant.activations import quantize_activations, round_activations
+from minicpm4.quant.activations import quantize_activations, round_activations, round_bf16
 from minicpm4.quant.cache import KV_FORMATS, head_bytes, round_cache, round_queries
 from minicpm4.quant.formats import dequantize, pack_ternary, quantize
 
@@ -12,6 +12,7 @@ __all__ = [
     "quantize",
     "quantize_activations",
     "round_activations",
+    "round_bf16",
     "round_cache",
     "round_queries",
 ]

@@ -1,4 +1,4 @@
-"""Activations as whole numbers: what a quantized weight is multiplied with when an executor is told so.
+"""Activations as whole numbers, or in bfloat16: what a quantized weight is multiplied with when an executor is told so.
 
 This is the algorithm to the bit; every executor that offers coded activations follows it.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicpm4.quant.codec import reciprocal
+from minicpm4.quant.formats import dequantize, quantize
 
 GROUP_COLUMNS = 32  # columns that share a scale; divides every quantized format's block
 LARGEST_CODES = {"int8": 127, "int16": 254 * 127 + 126}  # integer kernels take an int16 apart: 254 * high + low, a byte each
@@ -30,8 +31,19 @@ def quantize_activations(x_TK: np.ndarray, kind: str) -> tuple[np.ndarray, np.nd
 
 
 def round_activations(x_TK: np.ndarray, kind: str) -> np.ndarray:
-    """The float32 values that `quantize_activations` stands for; x itself where kind is "f32"."""
+    """The float32 values that `quantize_activations` stands for; x itself where kind is "f32", what `round_bf16` makes of it for "bf16"."""
     if kind == "f32":
         return x_TK
+    if kind == "bf16":
+        return round_bf16(x_TK)
     codes, scales = quantize_activations(x_TK, kind)
     return codes * np.repeat(scales, GROUP_COLUMNS, axis=1)
+
+
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """The nearest values of bfloat16, ties to even, as float32.
+
+    Of prompts in bfloat16, activations and the dequantized weights that they meet are rounded so; the product of two is exact, and sums are
+    float32. Units for such products take subnormals as zero.
+    """
+    return dequantize(quantize(x.reshape(-1), "bf16", name="rounded")).reshape(x.shape)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicpm4.quant.activations import LARGEST_CODES
+from minicpm4.quant.activations import LARGEST_CODES, round_bf16
 from minicpm4.quant.codec import reciprocal
-from minicpm4.quant.formats import dequantize, quantize
 
 KV_FORMATS = ("f32", "f16", "bf16", "int8")
 LARGEST_CODE = 127
@@ -44,7 +43,7 @@ def round_cache(x_D: np.ndarray, kv_format: str) -> np.ndarray:
     if kv_format == "f16":
         return x_D.astype(np.float16).astype(np.float32)
     if kv_format == "bf16":
-        return dequantize(quantize(x_D.reshape(-1), "bf16", name="cache")).reshape(x_D.shape)
+        return round_bf16(x_D)
     scales = np.abs(x_D).max(axis=-1, keepdims=True) / np.float32(LARGEST_CODE)
     rounded: np.ndarray = np.rint(x_D * reciprocal(scales)) * scales
     return rounded

@@ -16,7 +16,7 @@ from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, Pea
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
-from minicpm4.executors.native.schedule import Phase, add_codes, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
+from minicpm4.executors.native.schedule import Phase, add_encoding, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
 from minicpm4.model.parameters import parameter_shapes
@@ -29,7 +29,7 @@ CAPABILITIES = Capabilities(
     activations=frozenset(CODE_BYTES),
     devices=frozenset(("cpu",)),
     isas=frozenset((None, *USABLE_ISAS)),
-    rounding_isas=frozenset(isa for isa in (None, *USABLE_ISAS) if _native.can_round(isa or USABLE_ISAS[0])),
+    bf16_isas=frozenset(isa for isa in (None, *USABLE_ISAS) if _native.has_bf16_matrices(isa or USABLE_ISAS[0])),
     keeps_packed=True,
     kernel_format=AS_CACHE,
 )
@@ -65,7 +65,7 @@ class NativeExecutor:
             self._team,
             max_rows=options.max_step_tokens,
             code_bytes=CODE_BYTES[options.activations],
-            rounds_prompts=options.prompt_activations == "bf16",
+            has_bf16_prompts=options.prompt_activations == "bf16",
             num_pages=options.num_pages,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
@@ -99,8 +99,9 @@ class NativeExecutor:
         model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
         calls = add_scale_to_embedding(record(model, is_sparse=options.sparse is not None))
         quantized = {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense}
-        has_codes, rounds_prompts = CODE_BYTES[options.activations] > 0, options.prompt_activations == "bf16"
-        calls = add_codes(calls, quantized, has_codes=has_codes, rounds_prompts=rounds_prompts)
+        has_codes = CODE_BYTES[options.activations] > 0
+        if has_codes or options.prompt_activations == "bf16":
+            calls = add_encoding(calls, quantized)
         calls = add_peaks(calls, task_columns=self._program.task_columns)
         phases = group_phases(calls, head_dim=self.config.head_dim)
         self._write_program(phases, places, encoded=quantized if has_codes else set())

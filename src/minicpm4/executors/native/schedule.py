@@ -1,6 +1,6 @@
 """From recorded calls to phases: between two phases all threads wait for each other, so fewer is faster.
 
-Rewrites, each small: inputs of quantized products get codes as soon as they are made; neighbours that work row by row share a
+Rewrites, each small: inputs of quantized products are encoded as soon as they are made; neighbours that work row by row share a
 phase; neighbouring products share one, and what follows them column by column is done to each piece while it is in the cache;
 values that are dead lend their buffer to the next of the same shape, and those that only their own task looks at are kept a task's worth.
 """
@@ -12,16 +12,8 @@ from dataclasses import dataclass, replace
 
 from minicpm4.executors.native.record import Call, Value
 
-COLUMN_OPS = (
-    "add_scaled",
-    "swiglu",
-    "quantize",
-    "encode",
-    "rope",
-    "store_keys",
-    "store_values",
-    "peaks",
-)  # a column needs no other, but for heads
+# These need no other column of a row, but for heads.
+COLUMN_OPS = ("add_scaled", "swiglu", "encode", "rope", "store_keys", "store_values", "peaks")
 HEAD_OPS = ("rope", "store_keys", "store_values")  # these need whole heads
 IN_PLACE_OPS = ("scale", "add_scaled", "swiglu", "rope", "rms_norm", "merge")  # may write over an input: each row reads before it writes
 TASK_OPS = ("compress", "select", "attend")  # cut into tasks of their own, each a phase
@@ -49,18 +41,14 @@ class Phase:
         return tuple(call for job in self.jobs for call in (*job.products, *job.tail))
 
 
-def add_codes(calls: list[Call], quantized: Collection[str], *, has_codes: bool, rounds_prompts: bool) -> list[Call]:
-    """Inserts `quantize` after the maker of each value that a quantized weight multiplies, where there are codes; with rounds_prompts,
-    `encode` instead where its rows are the step's, not the wanted ones."""
+def add_encoding(calls: list[Call], quantized: Collection[str]) -> list[Call]:
+    """Inserts `encode` after the maker of each value that a quantized weight multiplies."""
     wanted = {call.inputs[0].index for call in calls if call.op == "multiply" and call.weight in quantized}
     result = []
     for call in calls:
         result.append(call)
         if call.out is not None and call.out.index in wanted:
-            if rounds_prompts and not call.out.is_wanted:
-                result.append(Call("encode", None, (call.out,)))
-            elif has_codes:
-                result.append(Call("quantize", None, (call.out,)))
+            result.append(Call("encode", None, (call.out,)))
     return result
 
 

@@ -10,13 +10,15 @@ from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
 from minicpm4.executors.reference.ops import ReferenceCache, ReferenceOps, ReferenceWeight
 from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
-from minicpm4.quant import KV_FORMATS, dequantize
+from minicpm4.model.parameters import EMBEDDING, HEAD
+from minicpm4.quant import KV_FORMATS, dequantize, round_bf16
 
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
     kv_formats=frozenset(KV_FORMATS),
     activations=frozenset(("int8", "int16", "f32")),
     devices=frozenset(("cpu",)),
+    bf16_isas=frozenset((None,)),
 )
 
 
@@ -31,7 +33,8 @@ def free_memory(device: str) -> int | None:
 
 
 class ReferenceExecutor:
-    """See `executors.base.Executor`. activations other than f32 round the inputs of low-bit weights as the integer kernels do."""
+    """See `executors.base.Executor`. activations other than f32 round the inputs of low-bit weights as the integer kernels do;
+    prompts in bfloat16 round what meets in a layer's products, not the head's, which is for wanted rows."""
 
     name = "reference"
     warnings = ()
@@ -40,7 +43,9 @@ class ReferenceExecutor:
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         def load(name: str) -> ReferenceWeight:
             tensor = weights(name)
-            return ReferenceWeight(dequantize(tensor), is_low_bit=not tensor.format.is_dense)
+            values, is_low_bit = dequantize(tensor), not tensor.format.is_dense
+            has_bf16 = options.prompt_activations == "bf16" and is_low_bit and name not in (EMBEDDING, HEAD)
+            return ReferenceWeight(values, is_low_bit, round_bf16(values) if has_bf16 else None)
 
         self.choices: tuple[Choice, ...] = ()
         self._model: Model[ReferenceWeight] = assemble(config, load, context_length=options.context_length)
@@ -51,6 +56,7 @@ class ReferenceExecutor:
         self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes
 
     def run(self, step: Step) -> np.ndarray:
+        self._ops.are_prompt_T = np.repeat(step.is_prompt_S.astype(bool), np.diff(step.starts_S1))
         return forward(self._ops, self._model, step)
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:

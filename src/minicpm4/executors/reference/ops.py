@@ -12,17 +12,19 @@ from minicpm4.executors.reference.attention import attend_mixed
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.rope import RopeTable, rope_angles
-from minicpm4.quant import round_activations, round_cache, round_queries
+from minicpm4.quant import round_activations, round_bf16, round_cache, round_queries
 
 Rotation = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class ReferenceWeight:
-    """values: float32. is_low_bit: stored in blocks, so that its inputs may be rounded as integer kernels round them."""
+    """values: float32. is_low_bit: stored in blocks, so that its inputs may be rounded as integer kernels round them. bf16_values: those
+    that rows of prompts meet, where these are in bfloat16."""
 
     values: np.ndarray
     is_low_bit: bool
+    bf16_values: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ class ReferenceCache:
 
 
 class ReferenceOps:
-    """See `model.ops.Ops`. sparse: the rule for rows that attend to some blocks only, None where all attention is dense."""
+    """See `model.ops.Ops`. sparse: the rule for rows that attend to some blocks only, None where all attention is dense.
+
+    are_prompt_T: which rows of the step are of prompts; set before each.
+    """
 
     def __init__(self, config: ModelConfig, cache: ReferenceCache, *, activations: str, sparse: SparseConfig | None = None) -> None:
         self.config, self.cache, self.activations, self.sparse = config, cache, activations, sparse
+        self.are_prompt_T = np.zeros(0, bool)
 
     def embed(self, table: ReferenceWeight, tokens_T: np.ndarray) -> np.ndarray:
         return table.values[tokens_T]
@@ -58,7 +64,10 @@ class ReferenceOps:
 
     def linear(self, x_TK: np.ndarray, weight_NK: ReferenceWeight) -> np.ndarray:
         x = round_activations(x_TK, self.activations) if weight_NK.is_low_bit else x_TK
-        return x @ weight_NK.values.T
+        out = x @ weight_NK.values.T
+        if weight_NK.bf16_values is not None:
+            out[self.are_prompt_T] = round_bf16(x_TK[self.are_prompt_T]) @ weight_NK.bf16_values.T
+        return out
 
     def rotation(self, positions_T: np.ndarray, table: RopeTable) -> Rotation:
         return rope_angles(table, positions_T)

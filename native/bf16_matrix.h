@@ -5,11 +5,11 @@
 
 namespace minicpm4::ISA {
 
-constexpr int kRoundedGroups = 16;  // decoded together: those of two tiles stay in the first cache while rows pass
+constexpr int kBf16Groups = 16;  // decoded together: those of two tiles stay in the first cache while rows pass
 
 // Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
-struct RoundedTile {
-  alignas(64) uint16_t values[kRoundedGroups][kGroupColumns * kTileRows];
+struct Bf16Tile {
+  alignas(64) uint16_t values[kBf16Groups][kGroupColumns * kTileRows];
 };
 
 // Memory that is read next, a part of each of two tiles; it is asked for in shares.
@@ -24,12 +24,13 @@ struct Ahead {
 };
 
 template <Format format>
-struct RoundedProduct {
+struct Bf16Product {
   static constexpr Layout layout = layout_of(format);
 
   // Groups [first, first + count).
-  static void decode(const uint8_t* tile, int columns, int first, int count, RoundedTile& out) {
+  static void decode(const uint8_t* tile, int columns, int first, int count, const Ahead* ahead, Bf16Tile& out) {
     for (int i = 0; i < count; ++i) {
+      if (ahead) ahead->ask(i, count);
       const GroupPlace place = place_of(layout, columns, first + i);
       const GroupScales s = group_scales<layout.scales, layout.zero>(tile + place.shared, tile + place.own);
       unroll<8>([&](auto c) {
@@ -45,7 +46,7 @@ struct RoundedProduct {
 
   // Adds some groups' part of the product to 16 * blocks rows of out, or begins it. x: of the first row and group.
   template <int blocks, int tiles>
-  static void add_groups(const uint16_t* x, size_t panel_stride, int count, const RoundedTile* weights, bool begins, float* out, size_t out_stride) {
+  static void add_groups(const uint16_t* x, size_t panel_stride, int count, const Bf16Tile* weights, bool begins, float* out, size_t out_stride) {
     const auto each_sum = [&](auto f) { unroll<blocks * tiles>([&](auto i) { f(i, out + i / tiles * kMatrixRows * out_stride + i % tiles * kTileRows); }); };
     each_sum([&](auto i, const float* at) {
       if (begins) clear_matrix<i>();
@@ -61,9 +62,9 @@ struct RoundedProduct {
 
   // Fewer than 16 rows, in copies, so that nothing past the last one is read or written.
   template <int tiles>
-  static void add_groups_of_few(const Rounded& x, int first_group, int count, const RoundedTile* weights, int row, int num_rows, float* out, size_t out_stride) {
+  static void add_groups_of_few(const Bf16Rows& x, int first_group, int count, const Bf16Tile* weights, int row, int num_rows, float* out, size_t out_stride) {
     constexpr size_t panel_stride = kMatrixRows * kGroupColumns, width = tiles * kTileRows;
-    alignas(64) uint16_t rows[kRoundedGroups * panel_stride] = {};
+    alignas(64) uint16_t rows[kBf16Groups * panel_stride] = {};
     alignas(64) float sums[kMatrixRows * width] = {};
     for (int g = 0; g < count; ++g)
       std::memcpy(rows + g * panel_stride, x.at(row, (first_group + g) * kGroupColumns), num_rows * kGroupColumns * sizeof(uint16_t));
@@ -73,7 +74,7 @@ struct RoundedProduct {
   }
 
   template <int tiles>
-  static void run_rows(const Rounded& x, int first_group, int count, const RoundedTile* weights, int row, int last_row, const Ahead& ahead, float* out,
+  static void run_rows(const Bf16Rows& x, int first_group, int count, const Bf16Tile* weights, int row, int last_row, const Ahead& ahead, float* out,
                        size_t out_stride) {
     const int first_row = row, num_shares = (last_row - row) / (2 * kMatrixRows);
     const auto run = [&](auto blocks) {
@@ -91,17 +92,19 @@ struct RoundedProduct {
   static void run(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride, const uint8_t* next) {
     const MatrixUnit unit(kWholeMatrices);
     const int groups = x.columns / kGroupColumns;
-    RoundedTile weights[2];
-    for (int first = 0; first < groups; first += kRoundedGroups) {
-      const int count = groups - first < kRoundedGroups ? groups - first : kRoundedGroups;
-      const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kRoundedGroups / kBlockGroups;
+    Bf16Tile weights[2];
+    for (int first = 0; first < groups; first += kBf16Groups) {
+      const int count = groups - first < kBf16Groups ? groups - first : kBf16Groups;
+      const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kBf16Groups / kBlockGroups;
       for (int tile = first_tile; tile < last_tile; tile += 2) {
         const int tiles = last_tile - tile < 2 ? 1 : 2;
         const bool is_last = tile + tiles == last_tile, is_end = is_last && first + count == groups;
-        const uint8_t* ahead = is_end ? next : is_last ? w.tile(first_tile) + bytes * (first / kRoundedGroups + 1) : w.tile(tile + 2) + bytes * (first / kRoundedGroups);
-        for (int t = 0; t < tiles; ++t) decode(w.tile(tile + t), x.columns, first, count, weights[t]);
+        const uint8_t* at = is_end ? next : is_last ? w.tile(first_tile) + bytes * (first / kBf16Groups + 1) : w.tile(tile + 2) + bytes * (first / kBf16Groups);
+        const Ahead ahead{{at, at + w.tile_bytes}, bytes};
+        const bool are_few = last_row - row < 2 * kMatrixRows;  // so that decoding takes the time
+        for (int t = 0; t < tiles; ++t) decode(w.tile(tile + t), x.columns, first, count, are_few && t == 0 ? &ahead : nullptr, weights[t]);
         const auto run_tiles = [&](auto together) {
-          run_rows<together>(x.rounded, first, count, weights, row, last_row, {{ahead, ahead + w.tile_bytes}, bytes}, out + kTileRows * tile, out_stride);
+          run_rows<together>(x.bf16, first, count, weights, row, last_row, ahead, out + kTileRows * tile, out_stride);
         };
         if (tiles == 2) run_tiles(std::integral_constant<int, 2>{});
         else run_tiles(std::integral_constant<int, 1>{});
@@ -110,17 +113,17 @@ struct RoundedProduct {
   }
 };
 
-inline void round_rows(const float* x, int columns, const Rounded& out, int row, int column) {
+inline void round_to_bf16(const float* x, int columns, const Bf16Rows& out, int row, int column) {
   for (int c = 0; c < columns; c += kGroupColumns) store_bf16(out.at(row, column + c), load(x + c), load(x + c + 16));
 }
 
-// `multiply_rounded` of kernels.h.
-inline void multiply_rounded(const Weight& w, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
-                             const uint8_t* next) {
+// `multiply_bf16` of kernels.h.
+inline void multiply_bf16(const Weight& w, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
+                          const uint8_t* next) {
   unroll<kNumFormats>([&](auto index) {
     constexpr Format format = static_cast<Format>(index());
     if constexpr (kernel_format(format) != format || layout_of(format).scales == Scales::none) return;
-    else if (w.format == format) RoundedProduct<format>::run(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
+    else if (w.format == format) Bf16Product<format>::run(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
   });
 }
 

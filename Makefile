@@ -27,13 +27,13 @@ compare: $(VENV)/tested
 
 test: $(VENV)/tested
 	$(BIN)/minicpm4 pull default
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-mindspore: $(MINDSPORE_VENV)/tested
 	$(MINDSPORE_VENV)/bin/minicpm4 pull default
 	$(MINDSPORE_VENV)/bin/python -m pytest --mindspore -m "mindspore and not slow" $(ARGS)
 
-lint: $(VENV)/linted
+lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -49,16 +49,14 @@ $(VENV)/installed: $(NATIVE) | $(VENV)/bin/pip
 	$(PIP) install -e .
 	@touch $@
 
-$(VENV)/tested: $(VENV)/installed
-	$(PIP) install -e '.[test]'
-	@touch $@
+# One install, and the linters with it: each would build the bindings again.
+$(VENV)/tested: $(NATIVE) | $(VENV)/bin/pip
+	@echo "building the native kernels (a minute or two, once)" >&2
+	$(PIP) install -e '.[test,lint]'
+	@touch $(VENV)/installed $@
 
 $(MINDSPORE_VENV)/tested: $(NATIVE)
 	@echo "building the native kernels and installing MindSpore $(MINDSPORE) (800 MB, once)" >&2
 	$(PYTHON) -m venv $(MINDSPORE_VENV)
 	$(MINDSPORE_VENV)/bin/pip --disable-pip-version-check --quiet install -e '.[test,mindspore]' 'mindspore==$(MINDSPORE)'
-	@touch $@
-
-$(VENV)/linted: $(VENV)/tested
-	$(PIP) install -e '.[lint]'
 	@touch $@

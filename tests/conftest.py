@@ -1,4 +1,4 @@
-"""Shared by all tests: where real models lie, when they are there, and whether those of MindSpore were asked for."""
+"""Shared by all tests: where real models lie, when they are there, and whether what MindSpore or CUDA run can be run."""
 
 import importlib
 from pathlib import Path
@@ -21,9 +21,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--mindspore"):
-        for item in items:
-            if item.get_closest_marker("mindspore"):
-                item.add_marker(pytest.mark.skip(reason="MindSpore wants an environment of its own: make test-mindspore"))
+        skip(marked(items, "mindspore"), reason="MindSpore wants an environment of its own: make test-mindspore")
+    on_cuda = marked(items, "cuda")
+    if on_cuda and not importlib.import_module("torch").cuda.is_available():
+        skip(on_cuda, reason="torch finds no CUDA device")
+
+
+def marked(items: list[pytest.Item], marker: str) -> list[pytest.Item]:
+    return [item for item in items if item.get_closest_marker(marker)]
+
+
+def skip(items: list[pytest.Item], *, reason: str) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

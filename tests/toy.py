@@ -15,7 +15,11 @@ from minicpm4.model.parameters import EMBEDDING, parameter_shapes
 from minicpm4.quant import quantize
 
 MINDSPORE = pytest.param("mindspore", marks=pytest.mark.mindspore)
-EXECUTORS = ("reference", "native", "torch", MINDSPORE)  # to parametrize tests with
+CUDA = pytest.param("torch-cuda", marks=pytest.mark.cuda)
+NAMES = ("reference", "native", "torch", MINDSPORE)  # of all executors, to parametrize tests with
+EXECUTORS = (*NAMES, CUDA)  # what `toy_executor` makes with its own settings
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))  # of torch
+VARIANTS = {"cuda": "device", "int8": "activations", "int16": "activations"}
 
 TOY = ModelConfig(
     vocab_size=97,
@@ -65,7 +69,10 @@ def poisoned_weights(config: ModelConfig) -> dict[str, PackedTensor]:
 
 
 def toy_executor(name: str, config: ModelConfig, weights: dict[str, PackedTensor], **options: object) -> Executor:
+    """name: an executor's, or one with its device or its activations behind, such as torch-cuda or native-int8."""
+    name, _, variant = name.partition("-")
     chosen = {"context_length": config.context_length, "num_pages": 16, "kv_format": "f32", "threads": 2, **options}
+    chosen |= {VARIANTS[variant]: variant} if variant else {}
     formats = {tensor.format.name for tensor in weights.values()}
     return create_executor(name, config, weights.__getitem__, options=ExecutorOptions(**chosen), formats=formats)  # type: ignore[arg-type]
 

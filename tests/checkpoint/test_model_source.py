@@ -177,7 +177,8 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: ascii(name)[:30])
-def test_names_that_lead_nowhere(name: str) -> None:
+def test_names_that_lead_nowhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # whatever lies beside the checkout
     with pytest.raises(CheckpointError, match=r"there is no model .*; name a model's folder") as refusal:
         resolve(name)
     str(refusal.value).encode()

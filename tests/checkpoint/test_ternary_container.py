@@ -129,7 +129,6 @@ def test_the_reserved_code_is_refused_wherever_it_is(tmp_path: Path) -> None:
         ),
         (put(NORM, np.zeros(256, np.uint8)), "tensor model.norm.weight is stored as u8"),
     ],
-    ids=str,
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None], problem: str) -> None:
     with pytest.raises(CheckpointError, match=problem):

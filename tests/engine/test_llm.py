@@ -300,7 +300,6 @@ def test_a_forked_process_is_told(default_gguf):
         ({"q4_0"}, 1024, "activations int8 (fast"),
         (None, 1024, "activations int8"),
     ],
-    ids=str,
 )
 def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choice):
     assert str(choose_activations(LoadOptions(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)

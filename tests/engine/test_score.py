@@ -10,12 +10,12 @@ from minicpm4.engine.engine import Engine, Limits
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.executors import Executor
 from minicpm4.model import single_step
-from tests.toy import TOY, toy_executor, toy_weights
+from tests.toy import CUDA, TOY, toy_executor, toy_weights
 
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, TOY.vocab_size, 150)]
 
 
-@pytest.fixture(scope="module", params=["reference", "native", "torch"])
+@pytest.fixture(scope="module", params=["reference", "native", "torch", CUDA])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     executor = toy_executor(request.param, TOY, toy_weights(TOY), num_pages=6, max_step_tokens=256)
     yield executor

@@ -10,7 +10,7 @@ from minicpm4.executors import Executor
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.parameters import HEAD
 from minicpm4.quant import dequantize, quantize
-from tests.toy import EXECUTORS, MINDSPORE, POISON, plan_step, poisoned_weights, toy_config, toy_executor, toy_weights
+from tests.toy import CUDA, EXECUTORS, MINDSPORE, POISON, plan_step, poisoned_weights, toy_config, toy_executor, toy_weights
 
 # The native executor computes a row in the same order whatever surrounds it. numpy, torch and MindSpore choose another order of
 # summation for another shape: sums of some 200 terms of size one, a rounding of 6e-8 each, through three layers.
@@ -22,12 +22,11 @@ def prompt(length: int, *, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, POISON, length).tolist()
 
 
-@pytest.fixture(params=["native", "native-int8", "native-int16", "reference", "torch", MINDSPORE])
+@pytest.fixture(params=["native", "native-int8", "native-int16", "reference", "torch", CUDA, MINDSPORE])
 def runner(request: pytest.FixtureRequest) -> Executor:
     """A toy of q8_0 weights; with coded activations a row's codes are its own too."""
-    name, _, activations = request.param.partition("-")
     config = toy_config()
-    return toy_executor(name, config, toy_weights(config, format_name="q8_0"), activations=activations or "f32")
+    return toy_executor(request.param, config, toy_weights(config, format_name="q8_0"))
 
 
 def check_same(runner: Executor, got: np.ndarray, wanted: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from minicpm4.executors.cpu_kernels import choose_isa
 from minicpm4.model import STORAGE_FORMATS
 from minicpm4.model.parameters import NORM
 from minicpm4.quant import quantize
-from tests.toy import EXECUTORS, MINDSPORE, plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import EXECUTORS, MINDSPORE, NAMES, plan_step, toy_config, toy_executor, toy_weights
 
 CONFIG = toy_config()
 
@@ -91,7 +91,7 @@ def test_a_cache_larger_than_the_address_space() -> None:
         create_executor("native", toy_config(num_layers=1024), refuse_to_load, options=ExecutorOptions(64, 2_000_000_000), formats=())
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", NAMES)
 def test_memory_that_runs_out_while_loading(executor: str) -> None:
     def exhausted(name: str) -> Any:
         raise MemoryError("Unable to allocate 90 GiB")
@@ -140,7 +140,7 @@ def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
         executor_module("torch").free_memory("cuda")
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", NAMES)
 def test_every_executor_reads_every_format(executor: str) -> None:
     assert capabilities_of(executor).weight_formats == frozenset(STORAGE_FORMATS)
 

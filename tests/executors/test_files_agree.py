@@ -7,12 +7,12 @@ import pytest
 
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.checkpoint.gguf_model import unpermuted_rows
-from minicpm4.executors import ExecutorOptions, create_executor
 from minicpm4.model import ModelConfig, single_step
 from minicpm4.model.config import config_from_hf
+from minicpm4.model.parameters import parameter_shapes
 from tests.checkpoint.checkpoint_files import permute, tiny_weights, write_folder, write_gguf_model
 from tests.executors.plain_llama import toy_json
-from tests.toy import EXECUTORS
+from tests.toy import EXECUTORS, toy_executor
 
 TOKENS = np.random.default_rng(5).integers(0, 97, 70).astype(np.int32)
 FACTORS = np.float32([1 + 0.3 * i for i in range(12)])
@@ -25,8 +25,8 @@ ROPE_KEYS = {"rope.scaling.type": "longrope", "rope.scaling.original_context_len
 
 def logits_of(path: Path, executor: str) -> np.ndarray:
     with open_checkpoint(path) as checkpoint:
-        options = ExecutorOptions(context_length=checkpoint.config.context_length, num_pages=2, kv_format="f32", threads=2)
-        runner = create_executor(executor, checkpoint.config, checkpoint.load, options=options, formats=checkpoint.formats)
+        weights = {name: checkpoint.load(name) for name in parameter_shapes(checkpoint.config)}
+        runner = toy_executor(executor, checkpoint.config, weights, num_pages=2)
     return runner.run(single_step(TOKENS, are_all_wanted=True))
 
 

@@ -9,7 +9,7 @@ import pytest
 from minicpm4.executors import Executor
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.config import SparseConfig
-from tests.toy import POISON, plan_step, poisoned_weights, toy_config, toy_executor
+from tests.toy import CUDA, POISON, plan_step, poisoned_weights, toy_config, toy_executor
 
 RULES = {
     "dense": None,
@@ -21,6 +21,7 @@ RULES = {
 CACHES = [
     *(("reference", kv_format, "f32") for kv_format in ("f32", "f16", "bf16", "int8")),
     *(("torch", kv_format, "f32") for kv_format in ("f32", "f16", "bf16")),
+    *(pytest.param((*CUDA.values, kv_format, "f32"), marks=CUDA.marks) for kv_format in ("f32", "f16", "bf16")),
     *(("native", kv_format, "f32") for kv_format in ("f32", "f16", "bf16", "int8")),
     *(("native", "int8", activations) for activations in ("int8", "int16")),
 ]

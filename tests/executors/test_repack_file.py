@@ -64,7 +64,6 @@ def changed(offset: int) -> Callable[[bytes], bytes]:
         (changed(-20_000), "the checksum is wrong"),
         (lambda data: data[:-64], "the file is too short"),
     ],
-    ids=str,
 )
 def test_a_file_that_is_not_what_was_written_is_made_again(tmp_path: Path, spoil: Callable[[bytes], bytes], problem: str) -> None:
     path, weights = tmp_path / "model.bin", toy_weights(WIDE, format_name="q4_0")

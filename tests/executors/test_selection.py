@@ -14,7 +14,7 @@ from minicpm4.model import pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.sparse import COARSE, candidates, is_sparse, num_kernels, pool_blocks, score_kernels, select_blocks
 from minicpm4.model.step import Step
-from tests.toy import POISON, plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import CUDA, POISON, plan_step, toy_config, toy_executor, toy_weights
 
 RULES = {
     "tiny": SparseConfig(window_size=64, topk=2, dense_len=0),
@@ -50,7 +50,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarra
         sparse: SparseConfig, q_RGJD: torch.Tensor, kernels: tuple[torch.Tensor, torch.Tensor | None], *, positions_R: torch.Tensor
     ) -> torch.Tensor:
         blocks_RGC = select_in_torch(sparse, q_RGJD, kernels, positions_R=positions_R)
-        for blocks_GC, position in zip(blocks_RGC.numpy(), positions_R.tolist(), strict=True):
+        for blocks_GC, position in zip(blocks_RGC.cpu().numpy(), positions_R.tolist(), strict=True):
             keep(sparse, np.where(blocks_GC > position // 64, -1, blocks_GC), np.zeros(len(blocks_GC), bool))
         return blocks_RGC
 
@@ -100,7 +100,7 @@ def chosen(runner: Executor, step: Step, watched: list[tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("executor", ["torch", "native"])
+@pytest.mark.parametrize("executor", ["torch", CUDA, "native"])
 @pytest.mark.parametrize(("heads", "kv_heads", "layers"), [(8, 1, 1), (8, 1, 3), (6, 2, 2), (16, 1, 1)], ids=str)
 def test_all_choose_the_same_blocks(watched: list, rule: str, executor: str, heads: int, kv_heads: int, layers: int) -> None:
     """But where two scores are nearly equal, which is seldom."""
@@ -136,7 +136,7 @@ def test_a_prompt_in_chunks_chooses_what_it_chooses_at_once(cache: tuple[str, st
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("executor", ["reference", "torch"])
+@pytest.mark.parametrize("executor", ["reference", "torch", CUDA])
 def test_others_choose_in_chunks_what_they_choose_at_once(watched: list, executor: str, rule: str) -> None:
     """But where two scores are nearly equal: there, another shape of the same product may be summed in another order."""
     runner, tokens = toy(executor, rule, num_layers=2), prompt()

@@ -13,7 +13,7 @@ from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import EMBEDDING
 from minicpm4.quant import quantize
-from tests.toy import plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import CUDA, plan_step, toy_config, toy_executor, toy_weights
 
 RULES = {
     "dense": None,
@@ -24,6 +24,7 @@ RULES = {
 FORMATS = {"native": ("f32", "f16", "bf16", "int8"), "torch": ("bf16",), "reference": ("int8",)}
 CASES = [(executor, kv_format, rule) for executor, formats in FORMATS.items() for kv_format in formats for rule in RULES]
 CASES = [pytest.param(*case, id="-".join(case)) for case in CASES if case[0] != "reference" or case[2] == "tiny"]  # it keeps no kernels
+CASES += [pytest.param(*CUDA.values, "bf16", rule, id=f"torch-cuda-bf16-{rule}", marks=CUDA.marks) for rule in RULES]
 POISON = 96  # its embedding is NaN, and so are its keys and values
 PAGES = [3, 9, 5, 12, 0, 7, 1, 11]
 

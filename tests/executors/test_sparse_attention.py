@@ -17,7 +17,7 @@ from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.sparse import COARSE, candidates, compress, num_kernels, pool_blocks, score_kernels, select_blocks
 from minicpm4.model.sparse_step import kernel_slots, new_kernels, plan_sparse
-from tests.toy import EXECUTORS, MINDSPORE, POISON, plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import CUDA, DEVICES, EXECUTORS, MINDSPORE, POISON, plan_step, toy_config, toy_executor, toy_weights
 
 TINY = SparseConfig(window_size=64, topk=2, dense_len=0)  # three blocks of 64: the first, its own, and one chosen
 MIXED = SparseConfig(window_size=128, topk=3, dense_len=300)
@@ -67,7 +67,7 @@ def test_rows_up_to_dense_len_are_dense(executor: str) -> None:
     assert np.abs(sparse[299:] - dense[299:]).max(axis=1).min() > 1e-3
 
 
-@pytest.mark.parametrize("executor", ["torch", "native", MINDSPORE])
+@pytest.mark.parametrize("executor", ["torch", CUDA, "native", MINDSPORE])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(8, 1, 24), (3, 3, 10), (6, 2, 16), (16, 1, 6)], ids=["of-8", "of-1", "of-3", "of-16"]
@@ -80,15 +80,16 @@ def test_others_choose_as_the_reference(rule: str, executor: str, heads: int, kv
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("heads", [1, 3, 8, 16])
-def test_torch_selects_the_rules_blocks_but_for_near_ties(heads: int, rule: str) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_torch_selects_the_rules_blocks_but_for_near_ties(device: str, heads: int, rule: str) -> None:
     """Scores are float32 sums in another order: a block may be another where the best one left is within 1e-5 of the last one taken."""
     sparse, random = RULES[rule], np.random.default_rng(heads)
     q = random.standard_normal((700, 2, heads, 6), np.float32)
     keys = random.standard_normal((700, 2, 6), np.float32)
     fine, coarse = compress(sparse, keys), compress(sparse, keys, times=COARSE) if sparse.has_coarse_lse else None
     positions = np.arange(650, 700)
-    kernels = (torch.from_numpy(fine), None if coarse is None else torch.from_numpy(coarse))
-    got = select_blocks_in_torch(sparse, torch.from_numpy(q[positions]), kernels, positions_R=torch.from_numpy(positions)).numpy()
+    queries, rows, *kernels = (None if x is None else torch.from_numpy(x).to(device) for x in (q[positions], positions, fine, coarse))
+    got = select_blocks_in_torch(sparse, queries, tuple(kernels), positions_R=rows).cpu().numpy()
     between, num_others = candidates(sparse, 650), 0
     for row, position in enumerate(positions.tolist()):
         wanted = select_blocks(sparse, q[position], fine, position=position, coarse_NGD=coarse)
@@ -102,18 +103,21 @@ def test_torch_selects_the_rules_blocks_but_for_near_ties(heads: int, rule: str)
     assert num_others <= 2
 
 
-def test_equal_scores_go_to_the_lower_block_in_torch_too() -> None:
-    kernels, positions = torch.ones((62, 1, 4)), torch.tensor([1023, 130])
-    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4)), (kernels, None), positions_R=positions)
+@pytest.mark.parametrize("device", DEVICES)
+def test_equal_scores_go_to_the_lower_block_in_torch_too(device: str) -> None:
+    kernels, positions = torch.ones((62, 1, 4), device=device), torch.tensor([1023, 130], device=device)
+    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4), device=device), (kernels, None), positions_R=positions)
     assert got.tolist() == [[[0, 1, 2, 14, 15]], [[0, 1, 2, 3, 3]]]  # what the second has not is a block after its own
 
 
+@pytest.mark.parametrize("executor", ["torch", CUDA])
 @pytest.mark.parametrize("kv_format", ["f16", "bf16"])
-def test_kernels_are_means_of_keys_as_they_are_stored(kv_format: str) -> None:
+def test_kernels_are_means_of_keys_as_they_are_stored(kv_format: str, executor: str) -> None:
     """Against float32 some rows choose otherwise; the two executors, which round alike, all choose the same."""
     tokens = prompt(400)
     reference, other, exact = (
-        alone(toy(name, TINY, kv_format=form), tokens) for name, form in (("reference", kv_format), ("torch", kv_format), ("torch", "f32"))
+        alone(toy(name, TINY, kv_format=form), tokens)
+        for name, form in (("reference", kv_format), (executor, kv_format), (executor, "f32"))
     )
     np.testing.assert_allclose(other, reference, rtol=0, atol=8e-3)
     assert 0 < np.median(np.abs(other - exact)) < 3e-2
@@ -167,27 +171,30 @@ def test_what_others_left_in_pages_is_never_read(executor: str) -> None:
         check(alone(runner, tokens, [14, 3, 9, 2, 0]), wanted)
 
 
-def test_random_pages_have_the_kernels_of_their_keys() -> None:
+@pytest.mark.parametrize("executor", ["torch", CUDA])
+def test_random_pages_have_the_kernels_of_their_keys(executor: str) -> None:
     """As the reference, which makes them anew, would see: the next token's logits are its own."""
-    runner = toy("torch", COARSE_TINY)
+    runner = toy(executor, COARSE_TINY)
     runner.randomize_pages(np.array([5, 2, 11], np.int32), seed=1)
     keys = runner._cache.keys[1]  # type: ignore[attr-defined]
     tokens = (np.array([5, 2, 11])[:, None] * 64 + np.arange(64)).ravel()
     kernels, coarse = runner._kernels.read(1, np.array([5, 2, 11]), num_tokens=192)  # type: ignore[attr-defined]
-    np.testing.assert_allclose(kernels, compress(COARSE_TINY, keys[tokens].numpy()), atol=1e-6)
-    np.testing.assert_allclose(coarse, compress(COARSE_TINY, keys[tokens].numpy(), times=COARSE), atol=1e-6)
+    keys = keys.cpu()[tokens].numpy()
+    np.testing.assert_allclose(kernels.cpu(), compress(COARSE_TINY, keys), atol=1e-6)
+    np.testing.assert_allclose(coarse.cpu(), compress(COARSE_TINY, keys, times=COARSE), atol=1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sparse", [COARSE_TINY, ODD], ids=["paper", "odd"])
 @pytest.mark.parametrize(
     "sizes", [(333,), (1,) * 333, (31, 1, 1, 31, 64, 205), (127, 1, 100, 105), (50,) * 6 + (33,)], ids=lambda s: f"{len(s)}"
 )
-def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...], sparse: SparseConfig) -> None:
+def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...], sparse: SparseConfig, device: str) -> None:
     """Two sequences side by side on scattered pages; every kernel is written once, in the step that writes its last token."""
     config, pages = toy_config(num_layers=1, num_kv_heads=2, head_dim=4), ([7, 1, 4, 9, 3, 0], [2, 8, 6, 5, 11, 10])
     generator = torch.Generator().manual_seed(0)
-    keys = torch.randn((12 * 64, 2, 4), generator=generator)
-    store = KernelStore.empty(config, sparse, num_pages=12, device=torch.device("cpu"))
+    keys = torch.randn((12 * 64, 2, 4), generator=generator).to(device)
+    store = KernelStore.empty(config, sparse, num_pages=12, device=keys.device)
     stored, start, written = torch.full_like(keys, torch.nan), 0, list[int]()
     for size in sizes:
         step = plan_step([([0] * size, start, own) for own in pages])
@@ -198,8 +205,9 @@ def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...],
         for own in pages:
             slots = (np.array(own)[:, None] * 64 + np.arange(64)).ravel()[:start]
             fine, coarse = store.read(0, np.array(own), num_tokens=start)
-            np.testing.assert_allclose(fine, compress(sparse, keys[slots].numpy()), atol=1e-6)
+            sequence = keys[slots].cpu().numpy()
+            np.testing.assert_allclose(fine.cpu(), compress(sparse, sequence), atol=1e-6)
             if coarse is not None:
-                np.testing.assert_allclose(coarse, compress(sparse, keys[slots].numpy(), times=COARSE), atol=1e-6)
+                np.testing.assert_allclose(coarse.cpu(), compress(sparse, sequence, times=COARSE), atol=1e-6)
     wanted = [slot for own in pages for slot in kernel_slots(sparse, np.array(own), num_tokens=start).tolist()]
     assert sorted(written) == sorted(wanted)

@@ -14,15 +14,14 @@ from minicpm4.model import PAGE_TOKENS, ModelConfig, assemble, forward
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
 from minicpm4.model.sparse import compress, is_sparse, select_blocks
-from tests.toy import plan_step, toy_config
+from tests.toy import DEVICES, plan_step, toy_config
 
 TINY = SparseConfig(window_size=64, topk=2, dense_len=150)
-CPU = torch.device("cpu")
 
 
-def make_ops(config: ModelConfig, sparse: SparseConfig | None) -> TorchOps:
-    kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=12, device=CPU)
-    return TorchOps(config, TorchCache.empty(config, 12, dtype=torch.float64, device=CPU), kernels)
+def make_ops(config: ModelConfig, sparse: SparseConfig | None, *, device: torch.device) -> TorchOps:
+    kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=12, device=device)
+    return TorchOps(config, TorchCache.empty(config, 12, dtype=torch.float64, device=device), kernels)
 
 
 def seen_tokens(sparse: SparseConfig, q_TGJD: np.ndarray, k_TGD: np.ndarray) -> np.ndarray:
@@ -48,9 +47,14 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch_sparse, "CHUNK_ELEMENTS", 1 << 18)
 
 
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
 @pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize(("groups", "heads"), [(2, 1), (1, 3), (2, 8), (1, 16)], ids=str)
-def test_attention_has_the_gradients_of_masked_dense_attention(groups: int, heads: int) -> None:
+def test_attention_has_the_gradients_of_masked_dense_attention(groups: int, heads: int, device: torch.device) -> None:
     """Two sequences in a batch, of dense and sparse rows, no length a multiple of anything."""
     config, generator = (
         toy_config(num_layers=1, num_heads=groups * heads, num_kv_heads=groups, head_dim=6),
@@ -59,18 +63,18 @@ def test_attention_has_the_gradients_of_masked_dense_attention(groups: int, head
     lengths, pages = (347, 211), ([3, 0, 5, 1, 8, 2], [9, 4, 7, 6])
     step = plan_step([([0] * length, 0, own) for length, own in zip(lengths, pages, strict=True)])
     shapes = ((groups, heads, 6), (groups, 6), (groups, 6))
-    inputs = [torch.randn((sum(lengths), *shape), generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
-    upstream = torch.randn((sum(lengths), groups * heads * 6), generator=generator, dtype=torch.float64)
+    inputs = [random_values((sum(lengths), *shape), generator, device=device).requires_grad_() for shape in shapes]
+    upstream = random_values((sum(lengths), groups * heads * 6), generator, device=device)
 
-    ops = make_ops(config, TINY)
-    out = ops.attend(*(x.flatten(1) for x in inputs), layer=0, step=TorchStep.of(step, CPU, sparse=TINY))
+    ops = make_ops(config, TINY, device=device)
+    out = ops.attend(*(x.flatten(1) for x in inputs), layer=0, step=TorchStep.of(step, device, sparse=TINY))
     got = torch.autograd.grad(out, inputs, upstream)
 
     parts = []
     for q, k, v in zip(*(x.split(lengths) for x in inputs), strict=True):
-        seen = seen_tokens(TINY, q.detach().float().numpy(), k.detach().float().numpy())
+        seen = seen_tokens(TINY, *(x.detach().float().cpu().numpy() for x in (q, k)))
         assert 0.4 < seen.sum() / np.tril(np.ones_like(seen)).sum() < 0.95
-        parts.append(masked_dense(q, k, v, torch.from_numpy(seen)).flatten(1))
+        parts.append(masked_dense(q, k, v, torch.from_numpy(seen).to(device)).flatten(1))
     wanted_out = torch.cat(parts)
     wanted = torch.autograd.grad(wanted_out, inputs, upstream)
     torch.testing.assert_close(out, wanted_out, rtol=0, atol=1e-12)
@@ -78,23 +82,28 @@ def test_attention_has_the_gradients_of_masked_dense_attention(groups: int, head
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
 
 
-def loss_gradients(sparse: SparseConfig | None, tokens: list[int]) -> tuple[Tensor, list[Tensor]]:
+def random_values(shape: tuple[int, ...], generator: torch.Generator, *, device: torch.device) -> Tensor:
+    """The same on every device."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+
+
+def loss_gradients(sparse: SparseConfig | None, tokens: list[int], *, device: torch.device) -> tuple[Tensor, list[Tensor]]:
     """Of every parameter of a small model."""
     config = toy_config(vocab_size=7, hidden_size=8, intermediate_size=5, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
     generator = torch.Generator().manual_seed(0)
     shapes = parameter_shapes(config)
-    values = {name: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for name, shape in shapes.items()}
-    step = TorchStep.of(plan_step([(tokens, 0, [1, 3, 0, 4, 2])]), CPU, sparse=sparse)
-    logits = forward(make_ops(config, sparse), assemble(config, values.__getitem__, context_length=512), step)
-    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
+    values = {name: random_values(shape, generator, device=device).requires_grad_() for name, shape in shapes.items()}
+    step = TorchStep.of(plan_step([(tokens, 0, [1, 3, 0, 4, 2])]), device, sparse=sparse)
+    logits = forward(make_ops(config, sparse, device=device), assemble(config, values.__getitem__, context_length=512), step)
+    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:], device=device))
     return loss, list(torch.autograd.grad(loss, list(values.values())))
 
 
 @pytest.mark.usefixtures("_way")
-def test_a_model_trains_sparsely_with_the_parameters_that_it_trains_densely_with() -> None:
+def test_a_model_trains_sparsely_with_the_parameters_that_it_trains_densely_with(device: torch.device) -> None:
     """All blocks seen: the same loss and gradients. Some left out: others, and every parameter still has one."""
     tokens = np.random.default_rng(0).integers(0, 7, 300).tolist()
-    dense, whole, few = (loss_gradients(sparse, tokens) for sparse in (None, SparseConfig(dense_len=0), TINY))
+    dense, whole, few = (loss_gradients(sparse, tokens, device=device) for sparse in (None, SparseConfig(dense_len=0), TINY))
     torch.testing.assert_close(whole, dense, rtol=0, atol=1e-10)
     assert abs(few[0] - dense[0]) > 1e-4
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in few[1])

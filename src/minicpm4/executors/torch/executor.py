@@ -54,6 +54,7 @@ class TorchExecutor:
     def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
         check_device(options.device)
         torch.set_num_threads(options.threads)
+        torch.set_float32_matmul_precision("highest")  # float32 is float32, on CUDA too: no TF32 where it was allowed before
         self._device, self._num_pages = torch.device(options.device), options.num_pages
         self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"),)
         self._model: Model[torch.Tensor] = assemble(
@@ -98,6 +99,8 @@ class TorchExecutor:
 
     def close(self) -> None:
         del self._model, self._cache, self._kernels, self._ops
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # else torch keeps it for itself, and `free_memory` counts it as taken
 
 
 def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> TorchExecutor:

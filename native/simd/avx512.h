@@ -28,6 +28,7 @@ inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
+inline f32x16 positive(f32x16 a) { return max(a, broadcast(0.0f)); }  // zero where a is not above it, or NaN
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline float sum(f32x16 a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
@@ -82,6 +83,8 @@ inline f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_
 inline f32x16 times_power_of_two(f32x16 a, f32x16 whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
 template <int n>
 inline i32x16 shift_right(i32x16 a) { return {_mm512_srli_epi32(a.v, n)}; }
+template <int n>
+inline i32x16 shift_left(i32x16 a) { return {_mm512_slli_epi32(a.v, n)}; }
 template <int mask>
 inline i32x16 keep_bits(i32x16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
 inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128

@@ -32,6 +32,7 @@ inline f32x16 mul(const f32x16& a, const f32x16& b) { return each<f32x16>([&](in
 inline f32x16 div(const f32x16& a, const f32x16& b) { return each<f32x16>([&](int i) { return a.v[i] / b.v[i]; }); }
 inline f32x16 max(const f32x16& a, const f32x16& b) { return each<f32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 inline f32x16 min(const f32x16& a, const f32x16& b) { return each<f32x16>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline f32x16 positive(const f32x16& a) { return max(a, broadcast(0.0f)); }  // zero where a is not above it, or NaN
 inline f32x16 abs(const f32x16& a) { return each<f32x16>([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; }); }
 inline f32x16 fma(const f32x16& a, const f32x16& b, const f32x16& c) { return each<f32x16>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
 inline float sum(const f32x16& a) {

@@ -211,9 +211,9 @@ struct FloatMath {
   static constexpr int code_bytes = 0, most_rows = kAttendRows;
   static constexpr bool has_scales = Cache::pack > 1, needs_neighbours = false;  // whether pairs that are scored together lie together
 
-  // Scores of `rows` rows against a page's keys; and asks for the next page's keys.
+  // Scores of `rows` rows, `stride` floats apart, against a page's keys; and asks for the next page's keys.
   template <int rows>
-  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float (*scores)[kPageTokens]) {
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float* scores, size_t stride) {
     for (int first = 0; first < kVectors; first += kScoreVectors) {
       f32x16 score[rows][kScoreVectors];
       for (auto& s : score) for (auto& v : s) v = broadcast(0.0f);
@@ -233,7 +233,7 @@ struct FloatMath {
       for (int j = 0; j < kScoreVectors; ++j) {
         f32x16 factor = broadcast(score_scale(head_dim));
         if constexpr (has_scales) factor = mul(factor, load(page.key_scales + 16 * (first + j)));
-        for (int r = 0; r < rows; ++r) store(scores[r] + 16 * (first + j), mul(score[r][j], factor));
+        for (int r = 0; r < rows; ++r) store(scores + r * stride + 16 * (first + j), mul(score[r][j], factor));
       }
     }
   }
@@ -279,7 +279,7 @@ struct CodedMath {
   static constexpr float largest_weight_code = 127 * 128 + 127;
 
   template <int rows>
-  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int num_pairs, const AttendRow* row, float (*scores)[kPageTokens]) {
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int num_pairs, const AttendRow* row, float* scores, size_t stride) {
     for (int first = 0; first < kVectors; first += vectors) {
       GroupDot<Dot<8>, terms> dot[rows][vectors];
       const QueryCode& query = *row[0].code;  // those of the other rows follow
@@ -296,7 +296,7 @@ struct CodedMath {
       for (int j = 0; j < vectors; ++j) {
         const f32x16 key_scale = load(page.key_scales + 16 * (first + j));
         for (int r = 0; r < rows; ++r)
-          store(scores[r] + 16 * (first + j), mul(mul(key_scale, broadcast(row[r].code->scale)), sub(dot[r][j].total(), broadcast(row[r].code->bias))));
+          store(scores + r * stride + 16 * (first + j), mul(mul(key_scale, broadcast(row[r].code->scale)), sub(dot[r][j].total(), broadcast(row[r].code->bias))));
       }
     }
   }
@@ -354,11 +354,12 @@ struct CodedMath {
     for (int r = 0; r < rows; ++r) {
       if (r > 0 && row[r].num_visible != row[r - 1].num_visible) seen = ValueScales(scales, row[r].num_visible);
       unit[r] = seen.unit;
+      i32x16 upper[kVectors], lower[kVectors];
       for (int j = 0; j < kVectors; ++j) {
         const i32x16 code = round_i32(min(mul(load(weights[r] + 16 * j), seen.in_units[j]), most));
-        store_low_bytes(high[r] + 16 * j, shift_right<7>(code));
-        store_low_bytes(low[r] + 16 * j, keep_bits<127>(code));
+        upper[j] = shift_right<7>(code), lower[j] = keep_bits<127>(code);
       }
+      store_low_bytes(high[r], upper), store_low_bytes(low[r], lower);
     }
   }
 };
@@ -368,7 +369,7 @@ void attend_page(const PageData<typename Math::Cache>& page, const PageData<type
   alignas(64) float scores[rows][kPageTokens];
   float decay[rows];
   if (row[rows - 1].num_visible <= 0) return;  // it sees the most
-  Math::template score<rows>(page, next, head_dim, num_pairs, row, scores);
+  Math::template score<rows>(page, next, head_dim, num_pairs, row, scores[0], kPageTokens);
   for (int r = 0; r < rows; ++r) decay[r] = weigh(row[r], scores[r]);
   Math::template add_values<rows>(page, next, row, scores, decay);
 }
@@ -390,20 +391,24 @@ struct TaskPages {
             layer.key_scales(page) + head * kPageTokens, layer.value_scales(page) + head * kPageTokens};
   }
 
-  // `count` pairs over a block, of which `data` is the page: pair_of(n), ascending. partial(i): of pair i.
-  template <class PairOf, class PartialOf>
-  void attend(int block, const PageData<Cache>& data, PageData<Cache> next, int count, PairOf pair_of, PartialOf partial) const {
-    const int num_pairs = (task.last_row - task.first_row) * task.group_heads;
-    int n = 0;
-    const auto run = [&](auto rows) {
-      if constexpr (rows <= Math::most_rows) {
-        for (; n + rows <= count; n += rows) {
-          AttendRow row[rows];
-          for (int r = 0; r < rows; ++r) {
-            const int i = pair_of(n + r), num_visible = task.positions[task.first_row + i / task.group_heads] + 1 - block * kPageTokens;
-            row[r] = {task.query(layer, i), codes + i, {partial(i), layer.padded_dim()}, num_visible < kPageTokens ? num_visible : kPageTokens};
-          }
-          attend_page<rows, Math>(data, next, layer.head_dim, num_pairs, row);
+  // All pairs of some rows of the task, ascending, over a block, of which `data` is the page. rows: their numbers in the task, or null for the
+  // first ones. partials_of(row): where the partial results of all pairs begin, for this row.
+  template <class PartialsOf>
+  void attend(int block, const PageData<Cache>& data, PageData<Cache> next, const int32_t* rows, int num_rows, PartialsOf partials_of) const {
+    const int heads = task.group_heads, num_pairs = (task.last_row - task.first_row) * heads, dim = layer.padded_dim();
+    int left = num_rows * heads, n = 0, head = 0;
+    const auto take_pair = [&] {
+      const int r = rows ? rows[n] : n, i = r * heads + head, num_visible = task.positions[task.first_row + r] + 1 - block * kPageTokens;
+      const float* query = task.queries + (task.first_row + r) * task.stride + static_cast<size_t>(task.kv_head * heads + head) * layer.head_dim;
+      if (++head == heads) head = 0, ++n;
+      return AttendRow{query, codes + i, {partials_of(r) + i * partial_floats(dim), dim}, num_visible < kPageTokens ? num_visible : kPageTokens};
+    };
+    const auto run = [&](auto count) {
+      if constexpr (count <= Math::most_rows) {
+        for (; left >= count; left -= count) {
+          AttendRow row[count];
+          for (AttendRow& pair : row) pair = take_pair();
+          attend_page<count, Math>(data, next, layer.head_dim, num_pairs, row);
           next = data;  // asked for once
         }
       }
@@ -445,7 +450,7 @@ void attend_pages(const KvLayer& layer, const AttendTask& task, const AttendScra
     scratch.clear(into, 0, count);
     for (int index = first; index < last; ++index) {
       const int block = task.block(index), next = task.block(index + 1 < task.last_page ? index + 1 : index);
-      pages.attend(block, pages.page(block), pages.page(next), count, [](int n) { return n; }, [&](int i) { return into + i * scratch.stride; });
+      pages.attend(block, pages.page(block), pages.page(next), nullptr, task.last_row - task.first_row, [&](int) { return into; });
     }
     if (into == scratch.running) continue;
     for (int i = 0; i < count; ++i)
@@ -491,7 +496,7 @@ void attend_lists(const KvLayer& layer, const AttendTask& task, const AttendScra
     merge_row(row);
     scratch.clear(visits.done[row] ? scratch.fresh : scratch.running, row * heads, (row + 1) * heads);
   };
-  const auto partial = [&](int i) { return (visits.done[i / heads] > kStretchPages ? scratch.fresh : scratch.running) + i * scratch.stride; };
+  const auto partials_of = [&](int row) { return visits.done[row] > kStretchPages ? scratch.fresh : scratch.running; };
   for (int block = 0, next = 0; block < task.last_page; block = next) {
     for (++next; next < task.last_page && visits.count(next) == 0; ++next) {}
     const int count = visits.count(block);
@@ -502,9 +507,9 @@ void attend_lists(const KvLayer& layer, const AttendTask& task, const AttendScra
     const PageData<typename Math::Cache> data = pages.page(block), after = pages.page(next < task.last_page ? next : block);
     if constexpr (Math::needs_neighbours) {
       for (int n = 0; n < count; ++n)
-        pages.attend(block, data, n ? data : after, heads, [&](int h) { return rows[n] * heads + h; }, partial);
+        pages.attend(block, data, n ? data : after, rows + n, 1, partials_of);
     } else {
-      pages.attend(block, data, after, count * heads, [&](int n) { return rows[n / heads] * heads + n % heads; }, partial);
+      pages.attend(block, data, after, rows, count, partials_of);
     }
   }
   for (int row = 0; row < num_rows; ++row) merge_row(row);

@@ -14,17 +14,18 @@ struct MatrixMath : CodedMath<terms> {
   static constexpr bool needs_neighbours = false;
 
   template <int rows>
-  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float (*scores)[kPageTokens]) {
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float* scores, size_t stride) {
     alignas(64) int32_t high[kMatrixRows][kPageTokens], low[terms == 2 ? kMatrixRows : 0][kPageTokens];
-    for (int d = 0; d < head_dim && next.keys != page.keys; d += Cache::pack) unroll<kVectors>([&](auto j) { __builtin_prefetch(next.keys + key_at<Cache>(d, 16 * j)); });
+    const bool asks = next.keys != page.keys;
     multiply_keys<rows, &QueryCode::own_high>(page, head_dim, row, high);
     if constexpr (terms == 2) multiply_keys<rows, &QueryCode::own_low>(page, head_dim, row, low);
     for (int r = 0; r < rows; ++r) {
       const f32x16 scale = broadcast(row[r].code->scale), bias = broadcast(row[r].code->bias);
+      if (asks) ask<rows>(next.keys, head_dim, r);
       unroll<kVectors>([&](auto j) {
         f32x16 total = to_f32(load_i32(high[r] + 16 * j));
         if constexpr (terms == 2) total = fma(total, broadcast(kHighCode), to_f32(load_i32(low[r] + 16 * j)));
-        store(scores[r] + 16 * j, mul(mul(load(page.key_scales + 16 * j), scale), sub(total, bias)));
+        store(scores + r * stride + 16 * j, mul(mul(load(page.key_scales + 16 * j), scale), sub(total, bias)));
       });
     }
   }
@@ -35,44 +36,64 @@ struct MatrixMath : CodedMath<terms> {
   static void add_values(const PageData<Cache>& page, const PageData<Cache>& next, const AttendRow* row, float (*weights)[kPageTokens], const float* decay) {
     static_assert(kPageTokens == kMatrixDepth && kVectors == 4);
     constexpr int columns = 16, parts = 2 * rows > kMatrixRows ? 2 : 1, low = rows;  // columns: dimensions of a product
+    constexpr int steps = kMatrixDepth / columns;                                     // products before their sums are looked at
     static constexpr Offset offset;
     const int dim = row[0].partial.dim;
+    const bool asks = next.values != page.values;
     alignas(64) uint8_t codes[parts * kMatrixRows][kPageTokens];
-    alignas(64) int32_t offsets[parts * kMatrixRows][columns], sums[parts * kMatrixRows][columns];
+    alignas(64) int32_t sums[steps + 1][parts * kMatrixRows][columns];  // the last: what is taken off
     float unit[rows];
     Base::template code_weights<rows>(page.value_scales, row, weights, codes, codes + low, unit);  // bytes of 7 bits: no sign
-    load_matrix<6>(offset.bytes, sizeof offset.bytes[0]);
-    const auto multiply = [&](auto values, auto are_signed, auto& out) {
+    const auto multiply = [&](auto first, auto values, auto are_signed, auto& out) {
       unroll<parts>([&](auto part) {
-        clear_matrix<part>();
-        add_matrix_product<part, 4 + part, values, are_signed>();
+        clear_matrix<first + part>();
+        add_matrix_product<first + part, 4 + part, values, are_signed>();
       });
-      unroll<parts>([&](auto part) { store_matrix<part>(out[part * kMatrixRows], sizeof out[0]); });
+      unroll<parts>([&](auto part) { store_matrix<first + part>(out[part * kMatrixRows], sizeof out[0]); });
     };
+    load_matrix<6>(offset.bytes, sizeof offset.bytes[0]);
     unroll<parts>([&](auto part) { load_matrix<4 + part>(codes[part * kMatrixRows], kPageTokens); });
-    multiply(std::integral_constant<int, 6>{}, std::true_type{}, offsets);
-    for (int d = 0; d < dim; d += columns) {
-      for (int t = 0; t < kPageTokens && next.values != page.values; t += Cache::pack) __builtin_prefetch(next.values + value_at<Cache>(d, t, dim));
-      load_matrix<7>(page.values + value_at<Cache>(d, 0, dim), static_cast<size_t>(dim) * Cache::pack);
-      multiply(std::integral_constant<int, 7>{}, std::false_type{}, sums);
+    multiply(std::integral_constant<int, 0>{}, std::integral_constant<int, 6>{}, std::true_type{}, sums[steps]);
+    for (int d = 0; d < dim; d += kMatrixDepth) {
+      unroll<steps>([&](auto i) {
+        constexpr int values = 7 - i % 2;
+        load_matrix<values>(page.values + value_at<Cache>(d + i * columns, 0, dim), static_cast<size_t>(dim) * Cache::pack);
+        multiply(std::integral_constant<int, 2 - i % 2 * 2>{}, std::integral_constant<int, values>{}, std::false_type{}, sums[i]);
+      });
       for (int r = 0; r < rows; ++r) {
-        const i32x16 taken_off = join(load_i32(offsets[r]), load_i32(offsets[low + r]));
-        const f32x16 total = to_f32(add(join(load_i32(sums[r]), load_i32(sums[low + r])), taken_off));
+        const i32x16 taken_off = join(load_i32(sums[steps][r]), load_i32(sums[steps][low + r]));
+        if (asks && d == 0) ask<rows>(next.values, dim, r);
         float* sum = row[r].partial.sum + d;
-        store(sum, fma(total, broadcast(unit[r]), mul(load(sum), broadcast(decay[r]))));
+        unroll<steps>([&](auto i) {
+          const f32x16 total = to_f32(add(join(load_i32(sums[i][r]), load_i32(sums[i][low + r])), taken_off));
+          store(sum + i * columns, fma(total, broadcast(unit[r]), mul(load(sum + i * columns), broadcast(decay[r]))));
+        });
       }
     }
   }
 
  private:
+  // Asks for part r of `rows` of a page's elements: a few at a time, for what memory is asked for at once is limited.
+  template <int rows>
+  static void ask(const uint8_t* elements, int dim, int r) {
+    const int bytes = dim * kPageTokens;
+    for (int line = bytes / rows * r / 64 * 64, last = bytes / rows * (r + 1); line < last; line += 64) __builtin_prefetch(elements + line);
+  }
+
   // products[pair][token] = the pair's codes . the token's key. head_dim: padded already.
   template <int rows, const int8_t* QueryCode::*part>
   static void multiply_keys(const PageData<Cache>& page, int head_dim, const AttendRow* row, int32_t (*products)[kPageTokens]) {
-    alignas(64) int8_t codes[kMatrixRows][kMatrixDepth] = {};
+    alignas(64) int8_t codes[kMatrixRows][kMatrixDepth];  // whatever is behind the pairs
+    const int8_t* first = row[0].code->*part;
+    const bool lie_together = rows == kMatrixRows && row[rows - 1].code->*part == first + (rows - 1) * head_dim;
     unroll<kVectors>([&](auto j) { clear_matrix<j>(); });
     for (int d = 0; d < head_dim; d += kMatrixDepth) {
-      for (int r = 0; r < rows; ++r) std::memcpy(codes[r], row[r].code->*part + d, kMatrixDepth);
-      load_matrix<4>(codes, kMatrixDepth);
+      if (lie_together) {
+        load_matrix<4>(first + d, head_dim);
+      } else {
+        for (int r = 0; r < rows; ++r) std::memcpy(codes[r], row[r].code->*part + d, kMatrixDepth);
+        load_matrix<4>(codes, kMatrixDepth);
+      }
       unroll<kVectors>([&](auto j) {
         load_matrix<6 + j % 2>(page.keys + key_at<Cache>(d, 16 * j), kPageTokens * Cache::pack);
         add_matrix_product<j, 4, 6 + j % 2, false>();
@@ -91,13 +112,14 @@ struct MatrixMath : CodedMath<terms> {
   };
 };
 
-// Calls f with arithmetic that uses the unit, while it is ready, where there are so many pairs and heads of whole depths; else as with_math.
+// Calls f with arithmetic that uses the unit, while it is ready, where the pairs fill it and heads are whole depths; else as with_math. A lone row of
+// 8 heads decodes as fast without: choosing blocks by half a unit made a step at 128K 2 % slower (a Xeon, 2026-11-26).
 template <class F>
 inline void with_matrices(const KvLayer& layer, const AttendTask& task, int num_pairs, F f) {
   with_math(layer, task, [&](auto math) {
     using Math = decltype(math);
     if constexpr (Math::code_bytes > 0) {
-      if (layer.head_dim % kMatrixDepth == 0 && 2 * num_pairs >= kMatrixRows) {
+      if (layer.head_dim % kMatrixDepth == 0 && num_pairs >= kMatrixRows) {
         const MatrixUnit unit(kWholeMatrices);
         return f(MatrixMath<Math::code_bytes>{});
       }

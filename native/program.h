@@ -5,7 +5,7 @@
 //   products  jobs, each some products of equal width with a tail of instructions that work column by column; cut into tasks of
 //             some columns and rows, whose tail runs while its columns are in the cache
 //   tasks     one instruction, cut in its own way: attention into queries, kv heads and stretches of the cache; the choice of blocks into
-//             sparse rows and kv heads; compression into kernels. Where a step has no task, the threads do not meet either.
+//             a few sparse rows of a sequence and kv heads; compression into kernels. Where a step has no task, the threads do not meet either.
 // Tasks are dealt out in contiguous shares, so that each thread reads its weights as one stream; who is done helps the others.
 // What a task computes does not depend on who runs it, so results do not depend on the number of threads.
 // Knows neither layers nor models; what a phase holds is decided by whoever records it.

@@ -102,15 +102,17 @@ void score_kernels(const KvLayer& layer, const KernelLayer& kernels, const Atten
   for (int number = 0; number * kPageTokens < num_entries; ++number) {
     if (!gathered.is_kept) gather_page<Cache>(layer, kernels, task, num_entries, gathered, number);
     const PageData<Cache> page{reinterpret_cast<const typename Cache::Element*>(gathered.page(number)), nullptr, gathered.scales(number), nullptr};
-    int i = 0;
+    int i = 0, r = task.first_row, head = 0;
     const auto run = [&](auto rows) {
       if constexpr (rows <= Math::most_rows) {
         for (; i + rows <= count; i += rows) {
           AttendRow row[rows];
-          for (int r = 0; r < rows; ++r) row[r] = {task.query(layer, i + r), codes + i + r, {}, 0};
-          alignas(64) float scored[rows][kPageTokens];
-          Math::template score<rows>(page, page, layer.head_dim, count, row, scored);
-          for (int r = 0; r < rows; ++r) std::memcpy(scratch.shares + (i + r) * scratch.stride + number * kPageTokens, scored[r], sizeof scored[r]);
+          for (int k = 0; k < rows; ++k) {
+            const float* query = task.queries + r * task.stride + static_cast<size_t>(task.kv_head * task.group_heads + head) * layer.head_dim;
+            row[k] = {query, codes + i + k, {}, 0};
+            if (++head == task.group_heads) head = 0, ++r;
+          }
+          Math::template score<rows>(page, page, layer.head_dim, count, row, scratch.shares + i * scratch.stride + number * kPageTokens, scratch.stride);
         }
       }
     };
@@ -125,12 +127,12 @@ void score_kernels(const KvLayer& layer, const KernelLayer& kernels, const Atten
 // The largest of a head's scores at entries [first, last). Nothing else is looked at; what lies before counts as never seen from here on.
 inline float largest_score(float* scores, int first, int last) {
   const f32x16 hidden = broadcast(-__builtin_inff());
-  f32x16 best = hidden;
+  f32x16 best[4] = {hidden, hidden, hidden, hidden};  // which do not wait for each other
   int i = 0;
   for (int before = 0; before < first; ++before) scores[before] = -__builtin_inff();
-  for (; i + 16 <= last; i += 16) best = max(best, load(scores + i));
-  if (i < last) best = max(best, keep_first(last - i, load(scores + i), hidden));
-  return max_lane(best);
+  for (; i + 64 <= last; i += 64) unroll<4>([&](auto j) { best[j] = max(best[j], load(scores + i + 16 * j)); });
+  for (; i < last; i += 16) best[0] = max(best[0], keep_first(last - i, load(scores + i), hidden));
+  return max_lane(max(max(best[0], best[1]), max(best[2], best[3])));
 }
 
 // Turns the first scores into powers of two, relative to `largest`; returns their sum. If it is not the largest of these, a score may be

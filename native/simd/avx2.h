@@ -113,9 +113,11 @@ template <int n>
 inline i32x16 shift_right(i32x16 x) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
 template <int mask>
 inline i32x16 keep_bits(i32x16 x) { return {_mm256_and_si256(x.a, _mm256_set1_epi32(mask)), _mm256_and_si256(x.b, _mm256_set1_epi32(mask))}; }
-inline void store_low_bytes(uint8_t* p, i32x16 x) {  // of lanes below 128
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) {  // of lanes below 128
+  for (int i = 0; i < 4; ++i) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(four[i].a, four[i].b), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16 * i), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  }
 }
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm256_loadu_si256(as_256(p)), _mm256_loadu_si256(as_256(p + 32))}; }

@@ -87,7 +87,12 @@ template <int n>
 inline i32x16 shift_left(i32x16 a) { return {_mm512_slli_epi32(a.v, n)}; }
 template <int mask>
 inline i32x16 keep_bits(i32x16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
-inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128
+// Of lanes below 128: pairs of vectors become one, within each quarter; then quarters' pieces come into order.
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i words = _mm512_packs_epi32(four[0].v, four[1].v), more_words = _mm512_packs_epi32(four[2].v, four[3].v);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(words, more_words)));
+}
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int shift, int mask>

@@ -88,7 +88,9 @@ template <int n>
 inline i32x16 shift_right(i32x16 a) { return each<i32x16>([&](int i) { return vshrq_n_s32(a.v[i], n); }); }
 template <int mask>
 inline i32x16 keep_bits(i32x16 a) { return each<i32x16>([&](int i) { return vandq_s32(a.v[i], vdupq_n_s32(mask)); }); }
-inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) {  // of lanes below 128
+  for (int i = 0; i < 4; ++i) store_i8(reinterpret_cast<int8_t*>(p + 16 * i), four[i]);
+}
 
 inline u8x64 load_bytes(const uint8_t* p) { return each<u8x64>([&](int i) { return vld1q_u8(p + 16 * i); }); }
 template <int shift, int mask>

@@ -297,7 +297,7 @@ void check_lists(const Kernels& k, const KvLayer& layer, const AttendTask& task)
   AttendTask all = task, one = task;
   all.scratch = one.scratch = scratch.data(), all.out = together.data(), one.out = apart.data();
   all.lists = {blocks.data(), counts.data(), 1, num_pages, 0};
-  for (const float share : {0.0f, 0.3f, 0.8f}) {
+  for (const float share : {0.0f, 0.6f}) {
     for (int r = 0; r < num_rows; ++r) {
       counts[r] = 0;
       for (int b = 0, own = task.positions[r] / kPageTokens; b <= own; ++b) if (b == own || uniform(0, 1) < share) all.lists.list(r)[counts[r]++] = b;
@@ -433,7 +433,7 @@ struct RandomChoice {
 // The blocks that a row chooses, against scores in double precision; where they differ, the two scores must nearly be equal. It chooses the same
 // whatever rows are before it in its task.
 void check_select(const Kernels& k, KvFormat format, int code_bytes, const SparseRule& rule, int head_dim, int group, int length) {
-  const int num_rows = std::min(length, 19), max_blocks = rule.max_blocks();
+  const int num_rows = std::min(length, 3), max_blocks = rule.max_blocks();
   RandomChoice choice(k, format, rule, head_dim, group, length, num_rows);
   const int num_pages = choice.num_pages;
   const std::vector<int32_t> all = choice.lists(k, code_bytes, 0, num_rows);
@@ -476,7 +476,7 @@ void check_select(const Kernels& k, KvFormat format, int code_bytes, const Spars
 // Two units whose sums of products of bytes are the same attend and choose the same, to the bit.
 void check_same_attention(const Kernels& k, const Kernels& other) {
   const int before = failures;
-  for (const int code_bytes : {1, 2}) for (const int head_dim : {64, 128}) for (const int group : {3, 4, 8, 16}) for (const int num_rows : {1, 2, 3, 5}) {
+  for (const int code_bytes : {1, 2}) for (const int head_dim : {64, 128}) for (const int group : {3, 8, 16}) for (const int num_rows : {1, 2, 5}) {
     for (const int best_blocks : {1, 12}) for (const bool has_coarse_lse : {false, true}) {
       RandomChoice choice(other, KvFormat::int8, {32, 16, 1, 2, best_blocks, 0, has_coarse_lse}, head_dim, group, 2111, num_rows);
       expect(choice.lists(k, code_bytes, 0, num_rows) == choice.lists(other, code_bytes, 0, num_rows), k.name, "the same choice", 0, 0);

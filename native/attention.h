@@ -159,7 +159,7 @@ void code_queries(const KvLayer& layer, const AttendTask& task, int count, Query
 // One (query, head) pair of a task on its way through the pages of a stretch.
 struct AttendRow {
   const float* query;
-  QueryCode code;  // of the query, where the arithmetic has codes
+  const QueryCode* code;  // of the query, where the arithmetic has codes
   Partial partial;
   int num_visible;  // tokens of the current page that this row sees, up to 64; none where it is 0 or less
 };
@@ -209,11 +209,11 @@ template <class CacheFormat>
 struct FloatMath {
   using Cache = CacheFormat;
   static constexpr int code_bytes = 0, most_rows = kAttendRows;
-  static constexpr bool has_scales = Cache::pack > 1;
+  static constexpr bool has_scales = Cache::pack > 1, needs_neighbours = false;  // whether pairs that are scored together lie together
 
-  // Scores of `rows` rows against a page's keys; and asks for the next page's keys.
+  // Scores of `rows` rows, `stride` floats apart, against a page's keys; and asks for the next page's keys.
   template <int rows>
-  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float (*scores)[kPageTokens]) {
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int, const AttendRow* row, float* scores, size_t stride) {
     for (int first = 0; first < kVectors; first += kScoreVectors) {
       f32x16 score[rows][kScoreVectors];
       for (auto& s : score) for (auto& v : s) v = broadcast(0.0f);
@@ -233,7 +233,7 @@ struct FloatMath {
       for (int j = 0; j < kScoreVectors; ++j) {
         f32x16 factor = broadcast(score_scale(head_dim));
         if constexpr (has_scales) factor = mul(factor, load(page.key_scales + 16 * (first + j)));
-        for (int r = 0; r < rows; ++r) store(scores[r] + 16 * (first + j), mul(score[r][j], factor));
+        for (int r = 0; r < rows; ++r) store(scores + r * stride + 16 * (first + j), mul(score[r][j], factor));
       }
     }
   }
@@ -275,13 +275,14 @@ template <int terms>
 struct CodedMath {
   using Cache = Int8Cache;
   static constexpr int code_bytes = terms, most_rows = kAttendRows, vectors = kScoreVectors / terms > 0 ? kScoreVectors / terms : 1;
+  static constexpr bool needs_neighbours = true;
   static constexpr float largest_weight_code = 127 * 128 + 127;
 
   template <int rows>
-  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int num_pairs, const AttendRow* row, float (*scores)[kPageTokens]) {
+  static void score(const PageData<Cache>& page, const PageData<Cache>& next, int head_dim, int num_pairs, const AttendRow* row, float* scores, size_t stride) {
     for (int first = 0; first < kVectors; first += vectors) {
       GroupDot<Dot<8>, terms> dot[rows][vectors];
-      const QueryCode& query = row[0].code;  // those of the other rows follow
+      const QueryCode& query = *row[0].code;  // those of the other rows follow
       const auto add_columns = [&](auto c, int d, size_t code) {
         unroll<vectors>([&](auto j) {
           const size_t at = key_at<Cache>(d, 16 * (first + j));
@@ -295,7 +296,7 @@ struct CodedMath {
       for (int j = 0; j < vectors; ++j) {
         const f32x16 key_scale = load(page.key_scales + 16 * (first + j));
         for (int r = 0; r < rows; ++r)
-          store(scores[r] + 16 * (first + j), mul(mul(key_scale, broadcast(row[r].code.scale)), sub(dot[r][j].total(), broadcast(row[r].code.bias))));
+          store(scores + r * stride + 16 * (first + j), mul(mul(key_scale, broadcast(row[r].code->scale)), sub(dot[r][j].total(), broadcast(row[r].code->bias))));
       }
     }
   }
@@ -353,11 +354,12 @@ struct CodedMath {
     for (int r = 0; r < rows; ++r) {
       if (r > 0 && row[r].num_visible != row[r - 1].num_visible) seen = ValueScales(scales, row[r].num_visible);
       unit[r] = seen.unit;
+      i32x16 upper[kVectors], lower[kVectors];
       for (int j = 0; j < kVectors; ++j) {
         const i32x16 code = round_i32(min(mul(load(weights[r] + 16 * j), seen.in_units[j]), most));
-        store_low_bytes(high[r] + 16 * j, shift_right<7>(code));
-        store_low_bytes(low[r] + 16 * j, keep_bits<127>(code));
+        upper[j] = shift_right<7>(code), lower[j] = keep_bits<127>(code);
       }
+      store_low_bytes(high[r], upper), store_low_bytes(low[r], lower);
     }
   }
 };
@@ -367,38 +369,47 @@ void attend_page(const PageData<typename Math::Cache>& page, const PageData<type
   alignas(64) float scores[rows][kPageTokens];
   float decay[rows];
   if (row[rows - 1].num_visible <= 0) return;  // it sees the most
-  Math::template score<rows>(page, next, head_dim, num_pairs, row, scores);
+  Math::template score<rows>(page, next, head_dim, num_pairs, row, scores[0], kPageTokens);
   for (int r = 0; r < rows; ++r) decay[r] = weigh(row[r], scores[r]);
   Math::template add_values<rows>(page, next, row, scores, decay);
 }
 
-// All pairs of the task over pages [first, last), each into its own partial, which was cleared.
+// The pages of a task, and its pairs on their way through them.
 template <class Math>
-void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int last, float* partials, const QueryCode* codes) {
+struct TaskPages {
   using Cache = typename Math::Cache;
-  const int dim = layer.padded_dim(), count = (task.last_row - task.first_row) * task.group_heads;
-  const auto page_at = [&](int index) {
-    const int page = task.pages[task.block(index)];
+  const KvLayer& layer;
+  const AttendTask& task;
+  const QueryCode* codes;
+
+  PageData<Cache> page(int block) const {
     using Element = typename Cache::Element;
+    const int page = task.pages[block];
     const size_t head = task.kv_head;
-    return PageData<Cache>{reinterpret_cast<const Element*>(layer.key_page(page)) + head * layer.head_elements(),
-                           reinterpret_cast<const Element*>(layer.value_page(page)) + head * layer.head_elements(),
-                           layer.key_scales(page) + head * kPageTokens, layer.value_scales(page) + head * kPageTokens};
-  };
-  const auto row_at = [&](int i, int index) {
-    const int num_visible = task.positions[task.first_row + i / task.group_heads] + 1 - task.block(index) * kPageTokens;
-    return AttendRow{task.query(layer, i), codes[Math::code_bytes ? i : 0], {partials + i * partial_floats(dim), dim},
-                     num_visible < kPageTokens ? num_visible : kPageTokens};
-  };
-  for (int index = first; index < last; ++index) {
-    const PageData<Cache> data = page_at(index), next = page_at(index + 1 < task.last_page ? index + 1 : index);
-    int i = 0;
-    const auto run = [&](auto rows) {
-      if constexpr (rows <= Math::most_rows) {
-        for (; i + rows <= count; i += rows) {
-          AttendRow row[rows];
-          for (int r = 0; r < rows; ++r) row[r] = row_at(i + r, index);
-          attend_page<rows, Math>(data, next, layer.head_dim, count, row);
+    return {reinterpret_cast<const Element*>(layer.key_page(page)) + head * layer.head_elements(),
+            reinterpret_cast<const Element*>(layer.value_page(page)) + head * layer.head_elements(),
+            layer.key_scales(page) + head * kPageTokens, layer.value_scales(page) + head * kPageTokens};
+  }
+
+  // All pairs of some rows of the task, ascending, over a block, of which `data` is the page. rows: their numbers in the task, or null for the
+  // first ones. partials_of(row): where the partial results of all pairs begin, for this row.
+  template <class PartialsOf>
+  void attend(int block, const PageData<Cache>& data, PageData<Cache> next, const int32_t* rows, int num_rows, PartialsOf partials_of) const {
+    const int heads = task.group_heads, num_pairs = (task.last_row - task.first_row) * heads, dim = layer.padded_dim();
+    int left = num_rows * heads, n = 0, head = 0;
+    const auto take_pair = [&] {
+      const int r = rows ? rows[n] : n, i = r * heads + head, num_visible = task.positions[task.first_row + r] + 1 - block * kPageTokens;
+      const float* query = task.queries + (task.first_row + r) * task.stride + static_cast<size_t>(task.kv_head * heads + head) * layer.head_dim;
+      if (++head == heads) head = 0, ++n;
+      return AttendRow{query, codes + i, {partials_of(r) + i * partial_floats(dim), dim}, num_visible < kPageTokens ? num_visible : kPageTokens};
+    };
+    const auto run = [&](auto count) {
+      if constexpr (count <= Math::most_rows) {
+        for (; left >= count; left -= count) {
+          AttendRow row[count];
+          for (AttendRow& pair : row) pair = take_pair();
+          attend_page<count, Math>(data, next, layer.head_dim, num_pairs, row);
+          next = data;  // asked for once
         }
       }
     };
@@ -408,25 +419,111 @@ void attend_stretch(const KvLayer& layer, const AttendTask& task, int first, int
     run(std::integral_constant<int, 3>{});
     run(std::integral_constant<int, 1>{});
   }
+};
+
+// A task's scratch: of each pair the partial result so far and that of the stretch at hand, then the queries' codes, then numbers of rows.
+struct AttendScratch {
+  float *running, *fresh;
+  QueryCode* codes;
+  int32_t* numbers;
+  size_t stride;
+  int dim;
+
+  AttendScratch(const KvLayer& layer, const AttendTask& task, int count)
+      : running(task.partial ? task.partial : task.scratch), stride(partial_floats(layer.padded_dim())), dim(layer.padded_dim()) {
+    fresh = task.scratch + count * stride;
+    codes = reinterpret_cast<QueryCode*>(fresh + count * stride);
+    numbers = reinterpret_cast<int32_t*>(task.scratch + attend_scratch_floats(1, count, dim));
+  }
+  void clear(float* partials, int first, int last) const {
+    for (int i = first; i < last; ++i) Partial{partials + i * stride, dim}.clear();
+  }
+  void merge_fresh(int i) const { merge({running + i * stride, dim}, {fresh + i * stride, dim}); }
+};
+
+template <class Math>
+void attend_pages(const KvLayer& layer, const AttendTask& task, const AttendScratch& scratch, int count) {
+  const TaskPages<Math> pages{layer, task, scratch.codes};
+  for (int first = task.first_page; first < task.last_page; first += kStretchPages) {
+    const int last = first + kStretchPages < task.last_page ? first + kStretchPages : task.last_page;
+    float* into = first == task.first_page ? scratch.running : scratch.fresh;
+    scratch.clear(into, 0, count);
+    for (int index = first; index < last; ++index) {
+      const int block = task.block(index), next = task.block(index + 1 < task.last_page ? index + 1 : index);
+      pages.attend(block, pages.page(block), pages.page(next), nullptr, task.last_row - task.first_row, [&](int) { return into; });
+    }
+    if (into == scratch.running) continue;
+    for (int i = 0; i < count; ++i)
+      if (task.positions[task.first_row + i / task.group_heads] >= task.block(first) * kPageTokens) scratch.merge_fresh(i);
+  }
+}
+
+// Which of a task's sparse rows attend to a block, ascending, and how many blocks each has behind it: its stretches are its own.
+struct BlockVisits {
+  int32_t *ends, *rows, *done;
+
+  BlockVisits(const AttendTask& task, int32_t* numbers) : ends(numbers) {
+    const int num_rows = task.last_row - task.first_row;
+    int32_t total = 0;
+    for (int b = 0; b < task.last_page; ++b) ends[b] = 0;
+    for_each(task, [&](int, int block) { ++ends[block]; });
+    for (int b = 0; b < task.last_page; ++b) total += std::exchange(ends[b], total);  // where they begin, until they are there
+    rows = ends + task.last_page, done = rows + total;
+    for_each(task, [&](int row, int block) { rows[ends[block]++] = row; });
+    for (int row = 0; row < num_rows; ++row) done[row] = 0;
+  }
+  const int32_t* begin(int block) const { return rows + (block ? ends[block - 1] : 0); }
+  int count(int block) const { return ends[block] - (block ? ends[block - 1] : 0); }
+
+ private:
+  template <class F>
+  static void for_each(const AttendTask& task, F f) {
+    for (int row = task.first_row; row < task.last_row; ++row)
+      for (int i = 0, count = *task.lists.count(row); i < count; ++i) f(row - task.first_row, task.lists.list(row)[i]);
+  }
+};
+
+// Several sparse rows: a page is read once for all that attend to it.
+template <class Math>
+void attend_lists(const KvLayer& layer, const AttendTask& task, const AttendScratch& scratch) {
+  const TaskPages<Math> pages{layer, task, scratch.codes};
+  const BlockVisits visits(task, scratch.numbers);
+  const int heads = task.group_heads, num_rows = task.last_row - task.first_row;
+  const auto merge_row = [&](int row) {
+    if (visits.done[row] > kStretchPages) for (int h = 0; h < heads; ++h) scratch.merge_fresh(row * heads + h);
+  };
+  const auto begin_stretch = [&](int row) {
+    merge_row(row);
+    scratch.clear(visits.done[row] ? scratch.fresh : scratch.running, row * heads, (row + 1) * heads);
+  };
+  const auto partials_of = [&](int row) { return visits.done[row] > kStretchPages ? scratch.fresh : scratch.running; };
+  for (int block = 0, next = 0; block < task.last_page; block = next) {
+    for (++next; next < task.last_page && visits.count(next) == 0; ++next) {}
+    const int count = visits.count(block);
+    const int32_t* rows = visits.begin(block);
+    for (int n = 0; n < count; ++n)
+      if (visits.done[rows[n]] % kStretchPages == 0) begin_stretch(rows[n]);
+    for (int n = 0; n < count; ++n) ++visits.done[rows[n]];
+    const PageData<typename Math::Cache> data = pages.page(block), after = pages.page(next < task.last_page ? next : block);
+    if constexpr (Math::needs_neighbours) {
+      for (int n = 0; n < count; ++n)
+        pages.attend(block, data, n ? data : after, rows + n, 1, partials_of);
+    } else {
+      pages.attend(block, data, after, rows, count, partials_of);
+    }
+  }
+  for (int row = 0; row < num_rows; ++row) merge_row(row);
 }
 
 template <class Math>
-void attend_pages(const KvLayer& layer, const AttendTask& task) {
-  const int dim = layer.padded_dim(), count = (task.last_row - task.first_row) * task.group_heads;
-  const size_t stride = partial_floats(dim);
-  float *running = task.partial ? task.partial : task.scratch, *fresh = task.scratch + count * stride;
-  QueryCode* codes = reinterpret_cast<QueryCode*>(task.scratch + 2 * count * stride);
-  if constexpr (Math::code_bytes > 0) code_queries<Math::code_bytes>(layer, task, count, codes);
-  for (int first = task.first_page; first < task.last_page; first += kStretchPages) {
-    float* into = first == task.first_page ? running : fresh;
-    for (int i = 0; i < count; ++i) Partial{into + i * stride, dim}.clear();
-    attend_stretch<Math>(layer, task, first, first + kStretchPages < task.last_page ? first + kStretchPages : task.last_page, into, codes);
-    if (into == running) continue;
-    for (int i = 0; i < count; ++i)
-      if (task.positions[task.first_row + i / task.group_heads] >= task.block(first) * kPageTokens) merge({running + i * stride, dim}, {fresh + i * stride, dim});
-  }
+void attend_task(const KvLayer& layer, const AttendTask& task) {
+  const int count = (task.last_row - task.first_row) * task.group_heads;
+  const AttendScratch scratch(layer, task, count);
+  if constexpr (Math::code_bytes > 0) code_queries<Math::code_bytes>(layer, task, count, scratch.codes);
+  if (task.lists.of_first) attend_lists<Math>(layer, task, scratch);
+  else attend_pages<Math>(layer, task, scratch, count);
   if (task.partial) return;
-  for (int i = 0; i < count; ++i) finish({running + i * stride, dim}, layer.head_dim, task.out + (task.query(layer, i) - task.queries));
+  for (int i = 0; i < count; ++i) finish({scratch.running + i * scratch.stride, scratch.dim}, layer.head_dim, task.out + (task.query(layer, i) - task.queries));
 }
 
 // Calls f with the arithmetic for a cache and activations.
@@ -443,7 +540,7 @@ inline auto with_math(const KvLayer& layer, const AttendTask& task, F f) {
 }
 
 inline void attend(const KvLayer& layer, const AttendTask& task) {
-  with_math(layer, task, [&](auto math) { attend_pages<decltype(math)>(layer, task); });
+  with_math(layer, task, [&](auto math) { attend_task<decltype(math)>(layer, task); });
 }
 
 // Writes heads [first_head, last_head) of a row to a slot; place(head, d) is where an element goes, scales the page's.

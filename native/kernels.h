@@ -129,8 +129,18 @@ struct SparseLayer {
   const KernelLayer& kernels(bool is_coarse) const { return is_coarse ? coarse : fine; }
 };
 
+// What sparse rows attend to: the blocks of row r are max_blocks numbers, ascending, from the r-th list on, and how many of them there are its
+// count. Rows of a step are `heads` lists apart; `of_first`, `count_of_first`: of row first_row.
+struct BlockLists {
+  int32_t *of_first, *count_of_first;
+  int heads, max_blocks, first_row;
+
+  int32_t* list(int row) const { return of_first + static_cast<size_t>(row - first_row) * heads * max_blocks; }
+  int32_t* count(int row) const { return count_of_first + static_cast<size_t>(row - first_row) * heads; }
+};
+
 // Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence; of a sparse row,
-// which is alone in its task, over that part of the blocks that it attends to.
+// which is alone in its task, over that part of the blocks that it attends to; or of several sparse rows, each over all of its own.
 //
 // The cache is read in stretches of kStretchPages. Each is attended to by itself and then merged with those before it, in
 // order, so that a row's result is the same whether one thread reads all of them or several share them.
@@ -147,6 +157,7 @@ struct AttendTask {
   int code_bytes;            // of activations, 0 for none: with an int8 cache, queries get codes too
   float* scratch;            // attend_scratch_floats
   float* partial;            // where the stretch goes if it is one of several of a single row: [group_heads][partial_floats]; or null
+  BlockLists lists = {};     // of several sparse rows, whose last_page is of the sequence
 
   int block(int index) const { return blocks ? blocks[index] : index; }
   // The query of pair i of (row, head).
@@ -164,14 +175,26 @@ constexpr size_t attend_scratch_floats(int rows, int group_heads, int padded_dim
   return static_cast<size_t>(rows) * group_heads * (2 * partial_floats(padded_dim) + padded_dim + 16);
 }
 
+// The same for several sparse rows: also which of them attend to a page, and how far each is.
+constexpr size_t sparse_scratch_floats(int rows, int group_heads, int padded_dim, int num_pages, int max_blocks) {
+  return attend_scratch_floats(rows, group_heads, padded_dim) + num_pages + static_cast<size_t>(rows) * (max_blocks + 1);
+}
+
 // Computes for so many rounds in registers alone, to measure the units' speed; returns the multiplications and additions done.
 using PeakFunction = double (*)(size_t rounds);
 
-// Places for the kernels of so many pages, in whole pages of 64; and the memory that `select` needs for them. places: of fine kernels.
+// Rows that choose blocks are a task, which gathers what they choose by once, of kSelectRows; they go through it kSelectTogether at a time.
+constexpr int kSelectRows = 16, kSelectTogether = 2;
+// Places for the kernels of so many pages, in whole pages of 64; floats from one pair's scores of them to the next one's, a page more, so that
+// they do not compete for the same cache lines; and the memory that `select` needs. places: of a page's kernels.
 constexpr size_t select_entries(int num_pages, int places) { return round_up(static_cast<size_t>(num_pages) * places, kPageTokens); }
-constexpr size_t select_scratch_floats(int group_heads, int padded_dim, int num_pages, int places) {
-  return attend_scratch_floats(1, group_heads, padded_dim) + static_cast<size_t>(padded_dim + 1) * kPageTokens +
-         (group_heads + 1) * select_entries(num_pages, places) + 2 * group_heads;
+constexpr size_t select_stride(int num_pages, int places) { return select_entries(num_pages, places) + kPageTokens; }
+inline size_t gathered_page_floats(const KvLayer& layer) { return layer.head_elements() * layer.element_bytes() / sizeof(float) + kPageTokens; }
+inline size_t select_scratch_floats(const KvLayer& layer, const SparseRule& rule, int group_heads, int num_pages) {
+  const size_t pairs = static_cast<size_t>(kSelectTogether) * group_heads, stride = select_stride(num_pages, rule.fine().places());
+  const size_t gathered = select_entries(num_pages, rule.fine().places()) + select_entries(num_pages, rule.coarse().places());
+  return attend_scratch_floats(kSelectTogether, group_heads, layer.padded_dim()) + gathered / kPageTokens * gathered_page_floats(layer) + (pairs + 1) * stride +
+         2 * kPageTokens + 2 * pairs;
 }
 
 struct Kernels {
@@ -209,9 +232,9 @@ struct Kernels {
 
   // The kernel that ends with a token of the sequence, from its keys as they are stored; scratch: a head's floats.
   void (*compress)(const KvLayer& layer, const KernelLayer& kernels, const int32_t* pages, int last_token, float* scratch);
-  // The blocks, ascending, that the task's first row attends to; returns how many. num_pages: of its sequence, at least up to the row.
+  // The blocks, ascending, that each of the task's rows attends to. num_pages: of its sequence, at least up to the last row.
   // The task's scratch: select_scratch_floats.
-  int (*select)(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, int32_t* blocks);
+  void (*select)(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, const BlockLists& lists);
 
   float (*read_all)(const float* data, size_t count);  // a plain read of memory, to measure its speed
   PeakFunction peak_int8, peak_f32, peak_bf16;         // the same for the units of products; null as multiply_bf16 is

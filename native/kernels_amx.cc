@@ -24,16 +24,17 @@ constexpr int kPeakCodeRows = 6, kPeakFloatRows = 6;  // whose sums are in regis
 #include "elementwise.h"
 #include "linear.h"
 #include "matrix.h"
-#include "matrix_attention.h"
 #include "bf16_matrix.h"
 #include "selection.h"
+#include "matrix_attention.h"
 #include "peak.h"
 
 namespace minicpm4 {
 const Kernels* kernels_amx() {
   using namespace ISA;
-  static constexpr Kernels table = {kName, multiply_by_matrices, multiply_bf16, round_to_bf16, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
-                                    attend_by_matrices, merge_stretches, compress, select, read_all, peak_matrices<false>, peak_f32, peak_matrices<true>};
+  static constexpr Kernels table = {kName, multiply_by_matrices, multiply_bf16, round_to_bf16, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys,
+                                    store_values, attend_by_matrices, merge_stretches, compress, select_by_matrices, read_all, peak_matrices<false>, peak_f32,
+                                    peak_matrices<true>};
   return &table;
 }
 }  // namespace minicpm4

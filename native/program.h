@@ -5,7 +5,7 @@
 //   products  jobs, each some products of equal width with a tail of instructions that work column by column; cut into tasks of
 //             some columns and rows, whose tail runs while its columns are in the cache
 //   tasks     one instruction, cut in its own way: attention into queries, kv heads and stretches of the cache; the choice of blocks into
-//             sparse rows and kv heads; compression into kernels. Where a step has no task, the threads do not meet either.
+//             a few sparse rows of a sequence and kv heads; compression into kernels. Where a step has no task, the threads do not meet either.
 // Tasks are dealt out in contiguous shares, so that each thread reads its weights as one stream; who is done helps the others.
 // What a task computes does not depend on who runs it, so results do not depend on the number of threads.
 // Knows neither layers nor models; what a phase holds is decided by whoever records it.
@@ -134,12 +134,13 @@ class Program {
     bool is_bf16;
   };
   // The dense or the sparse rows of a sequence of the step: their first attend task, how many tasks these are for a kv head (rows are
-  // taken `queries` at a time, each in num_splits stretches), their first stretch among those of lone rows, and their first sparse row.
+  // taken `queries` at a time, each in num_splits stretches), their first stretch among those of lone rows, their first sparse row, and their
+  // first select task.
   struct Cut {
     int sequence, first_row, last_row;
     bool is_sparse;
     int queries, num_blocks, num_splits;
-    int first_task, first_stretch, first_sparse;
+    int first_task, first_stretch, first_sparse, first_select;
   };
   struct NewKernel {
     int sequence, last_token;
@@ -173,7 +174,7 @@ class Program {
   void run_select_task(const Instruction& in, const StepView& step, int member, int task);
   void run_compress_task(const Instruction& in, const StepView& step, int member, int task);
   AttendTask attend_task(const Instruction& in, const StepView& step, const Cut& cut, int member);
-  const Cut& cut_of_sparse(int row) const;
+  int sparse_queries(int num_rows) const;
   void add_cut(const StepView& step, int sequence, int first_row, int last_row, bool is_sparse);
   void merge_row(const Instruction& in, const StepView& step, int i);
   void cut_queries(const StepView& step);
@@ -201,7 +202,7 @@ class Program {
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows
   std::vector<NewKernel> new_kernels_;
   std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]
-  int num_attend_tasks_ = 0, num_stretches_ = 0, num_sparse_rows_ = 0;
+  int num_attend_tasks_ = 0, num_select_tasks_ = 0, num_stretches_ = 0, num_sparse_rows_ = 0;
   Memory partials_;              // attention over a stretch: [stretch][head][padded dim + 2], of lone rows
   Memory kv_, fine_, coarse_;    // keys and values; kernels
 };

@@ -1,6 +1,6 @@
 // InfLLM v2: which blocks of 64 tokens a row attends to. The rule, with its source, is minicpm4/model/sparse.py; here are its numbers
-// for one row and one kv head at a time. Compressed keys, the kernels, are scored as keys are: 64 of them are brought into the order of
-// a page. Included once for each instruction set.
+// for some rows of a sequence and one kv head. Compressed keys, the kernels, are scored as keys are: 64 of them are brought into the order of
+// a page. What a row chooses does not depend on which others choose with it. Included once for each instruction set.
 #pragma once
 
 #include "attention.h"
@@ -31,24 +31,41 @@ inline void compress(const KvLayer& layer, const KernelLayer& kernels, const int
   with_cache(layer.format, [&](auto cache) { compress_kernel<decltype(cache)>(layer, kernels, pages, last_token, scratch); });
 }
 
+// Kernels in the order of pages of keys, each page with its scales behind it: all that a task's rows see, or those at hand alone.
+struct GatheredKernels {
+  uint8_t* data;
+  size_t page_bytes;
+  bool is_kept;
+
+  uint8_t* page(int number) const { return data + (is_kept ? number * page_bytes : 0); }
+  float* scales(int number) const { return reinterpret_cast<float*>(page(number) + page_bytes) - kPageTokens; }
+};
+
 // What select works in, carved out of its scratch memory.
 struct SelectScratch {
   float* attend;    // codes of the queries
-  float* gathered;  // 64 kernels in the order of a page of keys, and their scales
-  float* shares;    // [group heads][entries]
+  GatheredKernels fine, coarse;
+  float* shares;    // [pairs of the rows at hand][stride]
   float* scores;    // [entries], then of blocks
   float* largest;   // [group heads]: what shares are relative to, a logarithm to base 2 ...
   float* inverse;   // ... and what they are then multiplied with
-  size_t entries;   // fine kernels' places, a multiple of 64
+  size_t stride;
 
-  SelectScratch(float* scratch, const KvLayer& layer, int group_heads, int num_pages, int places)
-      : attend(scratch), gathered(attend + attend_scratch_floats(1, group_heads, layer.padded_dim())),
-        shares(gathered + static_cast<size_t>(layer.padded_dim() + 1) * kPageTokens),
-        scores(shares + group_heads * select_entries(num_pages, places)), largest(scores + select_entries(num_pages, places)),
-        inverse(largest + group_heads), entries(select_entries(num_pages, places)) {}
+  SelectScratch(float* scratch, const KvLayer& layer, const SparseRule& rule, const AttendTask& task, int num_pages) : attend(scratch) {
+    const int pairs = kSelectTogether * task.group_heads, dim = layer.padded_dim();
+    const bool is_kept = task.last_row - task.first_row > kSelectTogether;
+    const size_t page_floats = gathered_page_floats(layer);
+    float* next = attend + attend_scratch_floats(kSelectTogether, task.group_heads, dim);
+    const auto take = [&](size_t floats) { return std::exchange(next, next + floats); };
+    stride = select_stride(num_pages, rule.fine().places());
+    fine = coarse = {nullptr, page_floats * sizeof(float), is_kept};
+    fine.data = reinterpret_cast<uint8_t*>(take(page_floats * select_entries(num_pages, rule.fine().places()) / kPageTokens));
+    coarse.data = reinterpret_cast<uint8_t*>(take(page_floats * select_entries(num_pages, rule.coarse().places()) / kPageTokens));
+    shares = take(pairs * stride), scores = take(stride + 2 * kPageTokens), largest = take(pairs), inverse = take(pairs);
+  }
 };
 
-// The kernels beside pages [first, last) of those of a sequence that have some, at most 64, in the order of a page of keys.
+// The kernels beside pages [first, last) of those of a sequence that have some, at most 64 of them, in the order of a page of keys.
 template <class Cache, int places>
 void gather_kernels(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int first, int last, uint8_t* gathered, float* scales) {
   constexpr size_t run = sizeof(typename Cache::Element) * Cache::pack;
@@ -65,33 +82,41 @@ void gather_kernels(const KvLayer& layer, const KernelLayer& kernels, const Atte
   }
 }
 
-// Scores of the kernels at the first num_entries places against the heads of a group, into shares.
+// The kernels of one page in that order, of the first num_entries.
+template <class Cache>
+void gather_page(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_entries, const GatheredKernels& gathered, int number) {
+  const int num_places = kernels.shape.places(), together = kPageTokens / num_places, num_pages = (num_entries + num_places - 1) / num_places;
+  const int first = number * together, last = first + together < num_pages ? first + together : num_pages;
+  unroll<7>([&](auto i) {
+    constexpr int places = 1 << i;
+    if (num_places == places) gather_kernels<Cache, places>(layer, kernels, task, first, last, gathered.page(number), gathered.scales(number));
+  });
+}
+
+// Scores of the kernels at the first num_entries places against all pairs of the task, into shares.
 template <class Math>
-void score_kernels(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_entries, const SelectScratch& scratch) {
+void score_kernels(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_entries, const GatheredKernels& gathered, const SelectScratch& scratch) {
   using Cache = typename Math::Cache;
   const QueryCode* codes = reinterpret_cast<const QueryCode*>(scratch.attend);
-  auto* gathered = reinterpret_cast<typename Cache::Element*>(scratch.gathered);
-  float* scales = scratch.gathered + static_cast<size_t>(layer.padded_dim()) * kPageTokens;
-  const PageData<Cache> page{gathered, nullptr, scales, nullptr};
-  const int num_places = kernels.shape.places(), together = kPageTokens / num_places, num_pages = (num_entries + num_places - 1) / num_places;
-  for (int first = 0; first < num_pages; first += together) {
-    const int last = first + together < num_pages ? first + together : num_pages;
-    const auto gather = [&](auto places) {
-      if (num_places == places) gather_kernels<Cache, places>(layer, kernels, task, first, last, reinterpret_cast<uint8_t*>(gathered), scales);
-    };
-    unroll<7>([&](auto i) { gather(std::integral_constant<int, 1 << i>{}); });
-    int h = 0;
+  const int count = (task.last_row - task.first_row) * task.group_heads;
+  for (int number = 0; number * kPageTokens < num_entries; ++number) {
+    if (!gathered.is_kept) gather_page<Cache>(layer, kernels, task, num_entries, gathered, number);
+    const PageData<Cache> page{reinterpret_cast<const typename Cache::Element*>(gathered.page(number)), nullptr, gathered.scales(number), nullptr};
+    int i = 0, r = task.first_row, head = 0;
     const auto run = [&](auto rows) {
-      if constexpr (rows <= kAttendRows) {
-        for (; h + rows <= task.group_heads; h += rows) {
+      if constexpr (rows <= Math::most_rows) {
+        for (; i + rows <= count; i += rows) {
           AttendRow row[rows];
-          for (int r = 0; r < rows; ++r) row[r] = {task.query(layer, h + r), codes[Math::code_bytes ? h + r : 0], {}, 0};
-          alignas(64) float scored[rows][kPageTokens];
-          Math::template score<rows>(page, page, layer.head_dim, task.group_heads, row, scored);
-          for (int r = 0; r < rows; ++r) std::memcpy(scratch.shares + (h + r) * scratch.entries + first * num_places, scored[r], sizeof scored[r]);
+          for (int k = 0; k < rows; ++k) {
+            const float* query = task.queries + r * task.stride + static_cast<size_t>(task.kv_head * task.group_heads + head) * layer.head_dim;
+            row[k] = {query, codes + i + k, {}, 0};
+            if (++head == task.group_heads) head = 0, ++r;
+          }
+          Math::template score<rows>(page, page, layer.head_dim, count, row, scratch.shares + i * scratch.stride + number * kPageTokens, scratch.stride);
         }
       }
     };
+    run(std::integral_constant<int, 16>{});
     run(std::integral_constant<int, 8>{});
     run(std::integral_constant<int, 4>{});
     run(std::integral_constant<int, 3>{});
@@ -102,62 +127,91 @@ void score_kernels(const KvLayer& layer, const KernelLayer& kernels, const Atten
 // The largest of a head's scores at entries [first, last). Nothing else is looked at; what lies before counts as never seen from here on.
 inline float largest_score(float* scores, int first, int last) {
   const f32x16 hidden = broadcast(-__builtin_inff());
-  f32x16 best = hidden;
-  for (int i = 0; i < first; ++i) scores[i] = -__builtin_inff();
-  for (int i = 0; i < last; i += 16) best = max(best, keep_first(last - i, load(scores + i), hidden));
-  return max_lane(best);
+  f32x16 best[4] = {hidden, hidden, hidden, hidden};  // which do not wait for each other
+  int i = 0;
+  for (int before = 0; before < first; ++before) scores[before] = -__builtin_inff();
+  for (; i + 64 <= last; i += 64) unroll<4>([&](auto j) { best[j] = max(best[j], load(scores + i + 16 * j)); });
+  for (; i < last; i += 16) best[0] = max(best[0], keep_first(last - i, load(scores + i), hidden));
+  return max_lane(max(max(best[0], best[1]), max(best[2], best[3])));
 }
 
 // Turns the first scores into powers of two, relative to `largest`; returns their sum. If it is not the largest of these, a score may be
 // larger by more than can be said: infinite.
 template <bool is_largest>
 inline float weigh_scores(float* scores, int last, float largest) {
-  const f32x16 zero = broadcast(0.0f);
-  f32x16 total = zero;
-  for (int i = 0; i < last; i += 16) {
+  f32x16 total = broadcast(0.0f);
+  const auto weight_at = [&](int i) {
     const f32x16 more = sub(load(scores + i), broadcast(largest));
-    const f32x16 weight = keep_first(last - i, exp2(is_largest ? more : min(broadcast(128.0f), more)), zero);
+    return exp2(is_largest ? more : min(broadcast(128.0f), more));
+  };
+  const auto put = [&](int i, f32x16 weight) {
     total = add(total, weight);
     store(scores + i, weight);
-  }
+  };
+  int i = 0;
+  for (; i + 16 <= last; i += 16) put(i, weight_at(i));
+  if (i < last) put(i, keep_first(last - i, weight_at(i), broadcast(0.0f)));
   return sum(total);
 }
 
-// The rule's step 2 for the row at a position, into scores: the heads' shares, added up. With coarse kernels, if the row sees any, what
-// shares are divided by comes from these, whose scores lie for a while where those of the fine ones will.
+// What the heads' shares of coarse kernels are divided by, for the rows that see some, whose scores lie for a while where those of the
+// fine ones will.
 template <class Math>
-void add_shares(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int position, const SelectScratch& scratch) {
-  const KernelShape fine = sparse.rule.fine(), coarse = sparse.rule.coarse();
-  const bool is_exact = !sparse.rule.has_coarse_lse || coarse.count(position + 1) == 0;
-  const auto shares_of = [&](int head) { return scratch.shares + head * scratch.entries; };
-  if constexpr (Math::code_bytes > 0) code_queries<Math::code_bytes>(layer, task, task.group_heads, reinterpret_cast<QueryCode*>(scratch.attend));
-  if (!is_exact) {
-    const int last = coarse.before() + coarse.count(position + 1);
-    score_kernels<Math>(layer, sparse.coarse, task, last, scratch);
-    for (int h = 0; h < task.group_heads; ++h) {
-      scratch.largest[h] = largest_score(shares_of(h), coarse.before(), last);
-      scratch.inverse[h] = 1.0f / weigh_scores<true>(shares_of(h), last, scratch.largest[h]);
+void weigh_coarse(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, const SelectScratch& scratch) {
+  const KernelShape coarse = sparse.rule.coarse();
+  const auto last_of = [&](int row) { return coarse.before() + coarse.count(task.positions[row] + 1); };
+  score_kernels<Math>(layer, sparse.coarse, task, last_of(task.last_row - 1), scratch.coarse, scratch);
+  for (int row = task.first_row, pair = 0; row < task.last_row; ++row) {
+    for (int h = 0; h < task.group_heads; ++h, ++pair) {
+      float* shares = scratch.shares + pair * scratch.stride;
+      scratch.largest[pair] = largest_score(shares, coarse.before(), last_of(row));
+      scratch.inverse[pair] = 1.0f / weigh_scores<true>(shares, last_of(row), scratch.largest[pair]);
     }
-  }
-  const int last = fine.before() + fine.count(position + 1);
-  score_kernels<Math>(layer, sparse.fine, task, last, scratch);
-  std::memset(scratch.scores, 0, scratch.entries * sizeof(float));
-  for (int h = 0; h < task.group_heads; ++h) {
-    float* shares = shares_of(h);
-    const float largest = largest_score(shares, fine.before(), last);
-    const float total = is_exact ? weigh_scores<true>(shares, last, largest) : weigh_scores<false>(shares, last, scratch.largest[h]);
-    const f32x16 inverse = broadcast(is_exact ? 1.0f / total : scratch.inverse[h]);
-    for (int i = 0; i < last; i += 16) store(scratch.scores + i, fma(load(shares + i), inverse, load(scratch.scores + i)));
   }
 }
 
-// The value of rank `count` among n values, none of them negative: as whole numbers their bits are in order.
+// The rule's step 2 for one row of those at hand, into scores: the heads' shares, added up. Zeros follow. Where one is NaN, zero.
+inline void add_shares(const SparseRule& rule, const AttendTask& task, int row, const SelectScratch& scratch) {
+  const KernelShape fine = rule.fine();
+  const bool is_exact = !rule.has_coarse_lse || rule.coarse().count(task.positions[row] + 1) == 0;
+  const int last = fine.before() + fine.count(task.positions[row] + 1), first_pair = (row - task.first_row) * task.group_heads;
+  float *shares = scratch.shares + first_pair * scratch.stride, *inverse = scratch.inverse + first_pair;
+  for (int h = 0; h < task.group_heads; ++h) {
+    float* of_head = shares + h * scratch.stride;
+    const float largest = largest_score(of_head, fine.before(), last);
+    if (is_exact) inverse[h] = 1.0f / weigh_scores<true>(of_head, last, largest);
+    else weigh_scores<false>(of_head, last, scratch.largest[first_pair + h]);
+  }
+  for (int i = 0; i < last; i += 16) {
+    f32x16 total = broadcast(0.0f);
+    for (int h = 0; h < task.group_heads; ++h) total = fma(load(shares + h * scratch.stride + i), broadcast(inverse[h]), total);
+    store(scratch.scores + i, keep_first(last - i, positive(total), broadcast(0.0f)));
+  }
+}
+
+// Scores of blocks [first, first + count) from those of the kernels that touch them, before which zeros count; both in `scores`. A block's
+// kernels begin with the one that ends first in it.
+inline void pool_blocks(const KernelShape& fine, int first, int count, int num_entries, float* scores) {
+  const int places = fine.places(), width = places + fine.before(), from = first * places, to = from + count * places;
+  for (int i = 0; i < fine.before(); ++i) scores[i] = 0;
+  for (int i = static_cast<int>(round_up(num_entries, 16)); i < to + width + 16; i += 16) store(scores + i, broadcast(0.0f));
+  for (int i = from; i < to; i += 16) {
+    f32x16 best = load(scores + i);
+    for (int k = 1; k < width; ++k) best = max(best, load(scores + i + k));
+    store(scores + i, best);
+  }
+  for (int b = 0; b < count; ++b) scores[b] = scores[from + b * places];
+}
+
+// A value that exactly `count` of n values are above, or else the value of that rank, which several have. None of them is negative: as whole
+// numbers their bits are in order.
 inline int32_t ranked_bits(const int32_t* bits, int n, int count) {
   int32_t value = 0;
   for (int32_t bit = 1 << 30; bit > 0; bit >>= 1) {
     int above = 0;
     for (int i = 0; i < n; ++i) above += bits[i] >= (value | bit);
-    if (above >= count) value |= bit;
+    if (above == count) return (value | bit) - 1;
+    if (above > count) value |= bit;
   }
   return value;
 }
@@ -180,28 +234,52 @@ inline int choose_blocks(const SparseRule& rule, int position, const float* scor
   return count;
 }
 
+// The rows [first_row, last_row) of a task, kSelectTogether at most.
 template <class Math>
-int select_blocks(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, int32_t* blocks) {
+void select_some(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, const SelectScratch& scratch, const BlockLists& lists) {
   const SparseRule& rule = sparse.rule;
-  const int position = task.positions[task.first_row], places = rule.fine().places(), before = rule.fine().before();
-  const SelectScratch scratch(task.scratch, layer, task.group_heads, num_pages, places);
-  const int last = before + rule.fine().count(position + 1);
-  const int first_block = rule.init_blocks, num_between = rule.first_local(position) - first_block;
-  if (num_between > 0 && rule.best_blocks > 0) {
-    add_shares<Math>(layer, sparse, task, position, scratch);
-    for (int i = 0; i < before; ++i) scratch.scores[i] = 0;
-    for (int b = 0; b < num_between; ++b) {  // a block's kernels begin with the one that ends first in it; written before they are read again
-      const int from = (first_block + b) * places, to = from + places + before;
-      float best = 0;
-      for (int i = from; i < to && i < last; ++i) best = scratch.scores[i] > best ? scratch.scores[i] : best;
-      scratch.scores[b] = best;
-    }
+  const KernelShape fine = rule.fine();
+  const auto num_entries = [&](int row) { return fine.before() + fine.count(task.positions[row] + 1); };
+  const auto num_between = [&](int row) { return rule.first_local(task.positions[row]) - rule.init_blocks; };
+  const int last_row = task.last_row - 1;
+  if (num_between(last_row) > 0 && rule.best_blocks > 0) {
+    if constexpr (Math::code_bytes > 0)
+      code_queries<Math::code_bytes>(layer, task, (task.last_row - task.first_row) * task.group_heads, reinterpret_cast<QueryCode*>(scratch.attend));
+    if (rule.has_coarse_lse && rule.coarse().count(task.positions[last_row] + 1) > 0) weigh_coarse<Math>(layer, sparse, task, scratch);
+    score_kernels<Math>(layer, sparse.fine, task, num_entries(last_row), scratch.fine, scratch);
   }
-  return choose_blocks(rule, position, scratch.scores, blocks);
+  for (int row = task.first_row; row < task.last_row; ++row) {
+    if (num_between(row) > 0 && rule.best_blocks > 0) {
+      add_shares(rule, task, row, scratch);
+      pool_blocks(fine, rule.init_blocks, num_between(row), num_entries(row), scratch.scores);
+    }
+    *lists.count(row) = choose_blocks(rule, task.positions[row], scratch.scores, lists.list(row));
+  }
 }
 
-inline int select(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, int32_t* blocks) {
-  return with_math(layer, task, [&](auto math) { return select_blocks<decltype(math)>(layer, sparse, task, num_pages, blocks); });
+template <class Math>
+void select_rows(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, const BlockLists& lists) {
+  const SelectScratch scratch(task.scratch, layer, sparse.rule, task, num_pages);
+  const int num_tokens = task.positions[task.last_row - 1] + 1;
+  const auto gather = [&](const KernelLayer& kernels, const GatheredKernels& gathered) {
+    const int num_entries = kernels.shape.before() + kernels.shape.count(num_tokens);
+    for (int number = 0; number * kPageTokens < num_entries; ++number)
+      gather_page<typename Math::Cache>(layer, kernels, task, num_entries, gathered, number);
+  };
+  if (scratch.fine.is_kept) {
+    gather(sparse.fine, scratch.fine);
+    if (sparse.rule.has_coarse_lse) gather(sparse.coarse, scratch.coarse);
+  }
+  for (int row = task.first_row; row < task.last_row; row += kSelectTogether) {
+    AttendTask some = task;
+    some.first_row = row;
+    if (row + kSelectTogether < task.last_row) some.last_row = row + kSelectTogether;
+    select_some<Math>(layer, sparse, some, scratch, lists);
+  }
+}
+
+inline void select(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, const BlockLists& lists) {
+  with_math(layer, task, [&](auto math) { select_rows<decltype(math)>(layer, sparse, task, num_pages, lists); });
 }
 
 }  // namespace minicpm4::ISA

@@ -29,6 +29,7 @@ inline f32x16 mul(f32x16 x, f32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_
 inline f32x16 div(f32x16 x, f32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline f32x16 max(f32x16 x, f32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline f32x16 min(f32x16 x, f32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline f32x16 positive(f32x16 x) { return max(x, broadcast(0.0f)); }  // zero where x is not above it, or NaN
 inline f32x16 abs(f32x16 x) {
   const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   return {_mm256_and_ps(x.a, mask), _mm256_and_ps(x.b, mask)};
@@ -112,9 +113,11 @@ template <int n>
 inline i32x16 shift_right(i32x16 x) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
 template <int mask>
 inline i32x16 keep_bits(i32x16 x) { return {_mm256_and_si256(x.a, _mm256_set1_epi32(mask)), _mm256_and_si256(x.b, _mm256_set1_epi32(mask))}; }
-inline void store_low_bytes(uint8_t* p, i32x16 x) {  // of lanes below 128
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) {  // of lanes below 128
+  for (int i = 0; i < 4; ++i) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(four[i].a, four[i].b), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16 * i), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  }
 }
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm256_loadu_si256(as_256(p)), _mm256_loadu_si256(as_256(p + 32))}; }

@@ -28,6 +28,7 @@ inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
+inline f32x16 positive(f32x16 a) { return max(a, broadcast(0.0f)); }  // zero where a is not above it, or NaN
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline float sum(f32x16 a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
@@ -82,9 +83,16 @@ inline f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_
 inline f32x16 times_power_of_two(f32x16 a, f32x16 whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
 template <int n>
 inline i32x16 shift_right(i32x16 a) { return {_mm512_srli_epi32(a.v, n)}; }
+template <int n>
+inline i32x16 shift_left(i32x16 a) { return {_mm512_slli_epi32(a.v, n)}; }
 template <int mask>
 inline i32x16 keep_bits(i32x16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
-inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128
+// Of lanes below 128: pairs of vectors become one, within each quarter; then quarters' pieces come into order.
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i words = _mm512_packs_epi32(four[0].v, four[1].v), more_words = _mm512_packs_epi32(four[2].v, four[3].v);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(words, more_words)));
+}
 
 inline u8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int shift, int mask>

@@ -32,6 +32,7 @@ inline f32x16 mul(const f32x16& a, const f32x16& b) { return each<f32x16>([&](in
 inline f32x16 div(const f32x16& a, const f32x16& b) { return each<f32x16>([&](int i) { return a.v[i] / b.v[i]; }); }
 inline f32x16 max(const f32x16& a, const f32x16& b) { return each<f32x16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 inline f32x16 min(const f32x16& a, const f32x16& b) { return each<f32x16>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline f32x16 positive(const f32x16& a) { return max(a, broadcast(0.0f)); }  // zero where a is not above it, or NaN
 inline f32x16 abs(const f32x16& a) { return each<f32x16>([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; }); }
 inline f32x16 fma(const f32x16& a, const f32x16& b, const f32x16& c) { return each<f32x16>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
 inline float sum(const f32x16& a) {
@@ -83,7 +84,7 @@ template <int n>
 inline i32x16 shift_right(const i32x16& a) { return each<i32x16>([&](int i) { return a.v[i] >> n; }); }
 template <int mask>
 inline i32x16 keep_bits(const i32x16& a) { return each<i32x16>([&](int i) { return a.v[i] & mask; }); }
-inline void store_low_bytes(uint8_t* p, const i32x16& a) { for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(a.v[i]); }
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) { for (int i = 0; i < 64; ++i) p[i] = static_cast<uint8_t>(four[i / 16].v[i % 16]); }
 
 inline u8x64 load_bytes(const uint8_t* p) {
   u8x64 out;

@@ -28,6 +28,8 @@ inline f32x16 mul(f32x16 a, f32x16 b) { return each<f32x16>([&](int i) { return 
 inline f32x16 div(f32x16 a, f32x16 b) { return each<f32x16>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); }); }
 inline f32x16 max(f32x16 a, f32x16 b) { return each<f32x16>([&](int i) { return vmaxq_f32(a.v[i], b.v[i]); }); }
 inline f32x16 min(f32x16 a, f32x16 b) { return each<f32x16>([&](int i) { return vminq_f32(a.v[i], b.v[i]); }); }
+// Zero where a is not above it, or NaN.
+inline f32x16 positive(f32x16 a) { return each<f32x16>([&](int i) { return vmaxnmq_f32(a.v[i], vdupq_n_f32(0.0f)); }); }
 inline f32x16 abs(f32x16 a) { return each<f32x16>([&](int i) { return vabsq_f32(a.v[i]); }); }
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return each<f32x16>([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); }); }
 inline float sum(f32x16 a) { return vaddvq_f32(vaddq_f32(vaddq_f32(a.v[0], a.v[1]), vaddq_f32(a.v[2], a.v[3]))); }
@@ -86,7 +88,9 @@ template <int n>
 inline i32x16 shift_right(i32x16 a) { return each<i32x16>([&](int i) { return vshrq_n_s32(a.v[i], n); }); }
 template <int mask>
 inline i32x16 keep_bits(i32x16 a) { return each<i32x16>([&](int i) { return vandq_s32(a.v[i], vdupq_n_s32(mask)); }); }
-inline void store_low_bytes(uint8_t* p, i32x16 a) { store_i8(reinterpret_cast<int8_t*>(p), a); }  // of lanes below 128
+inline void store_low_bytes(uint8_t* p, const i32x16 (&four)[4]) {  // of lanes below 128
+  for (int i = 0; i < 4; ++i) store_i8(reinterpret_cast<int8_t*>(p + 16 * i), four[i]);
+}
 
 inline u8x64 load_bytes(const uint8_t* p) { return each<u8x64>([&](int i) { return vld1q_u8(p + 16 * i); }); }
 template <int shift, int mask>

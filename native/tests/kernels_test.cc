@@ -322,6 +322,26 @@ void check_future(const Kernels& k, const KvLayer& layer, const AttendTask& task
   }
 }
 
+// Sparse rows in one task attend as each alone does, to the bit, whichever blocks they have in common.
+void check_lists(const Kernels& k, const KvLayer& layer, const AttendTask& task) {
+  const int num_rows = task.last_row, num_pages = task.last_page;
+  std::vector<int32_t> blocks(num_rows * num_pages), counts(num_rows);
+  std::vector<float> apart(task.stride * num_rows), together(apart), scratch(sparse_scratch_floats(num_rows, task.group_heads, layer.padded_dim(), num_pages, num_pages));
+  AttendTask all = task, one = task;
+  all.scratch = one.scratch = scratch.data(), all.out = together.data(), one.out = apart.data();
+  all.lists = {blocks.data(), counts.data(), 1, num_pages, 0};
+  for (const float share : {0.0f, 0.6f}) {
+    for (int r = 0; r < num_rows; ++r) {
+      counts[r] = 0;
+      for (int b = 0, own = task.positions[r] / kPageTokens; b <= own; ++b) if (b == own || uniform(0, 1) < share) all.lists.list(r)[counts[r]++] = b;
+      one.first_row = r, one.last_row = r + 1, one.blocks = all.lists.list(r), one.last_page = counts[r];
+      k.attend(layer, one);
+    }
+    k.attend(layer, all);
+    for (size_t i = 0; i < apart.size(); ++i) expect(f32_to_bits(together[i]) == f32_to_bits(apart[i]), k.name, "sparse rows together", together[i], apart[i]);
+  }
+}
+
 // Rounds queries as codes of `code_bytes` bytes, one scale a head.
 void round_queries(int code_bytes, int head_dim, std::vector<float>& queries) {
   for (size_t head = 0; head + head_dim <= queries.size(); head += head_dim) {
@@ -359,6 +379,7 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
   };
   for (int g = 0; g < num_kv_heads; ++g) k.attend(layer, task_of(g));
   check_stretches(k, layer, q, out, stride, positions, pages, used_pages, group, code_bytes);
+  check_lists(k, layer, task_of(num_kv_heads - 1));
   check_future(k, layer, task_of(num_kv_heads - 1), out);
   const bool is_coded = code_bytes > 0 && format == KvFormat::int8;
   if (is_coded) for (int i = 0; i < queries; ++i) {
@@ -401,28 +422,61 @@ std::vector<double> kernel_weights(const KernelShape& shape, KvFormat format, co
   return weights;
 }
 
-// The blocks that a row chooses, against scores in double precision; where they differ, the two scores must nearly be equal.
-void check_select(const Kernels& k, KvFormat format, int code_bytes, const SparseRule& rule, int head_dim, int group, int length) {
-  KvLayer layer{nullptr, nullptr, 0, format, 1, head_dim};
-  const int num_pages = (length + kPageTokens - 1) / kPageTokens, stride = static_cast<int>(round_up(group * head_dim, 16));
-  layer.page_stride = 2 * layer.page_bytes();
-  SparseLayer sparse{rule, {nullptr, num_pages, format, layer.padded_dim(), rule.fine()}, {nullptr, num_pages, format, layer.padded_dim(), rule.coarse()}};
-  const size_t fine_bytes = sparse.fine.head_bytes() * num_pages, coarse_bytes = sparse.coarse.head_bytes() * num_pages;
-  Aligned cache(layer.page_stride * num_pages), fine(fine_bytes), coarse(coarse_bytes);
-  std::memset(cache.data, 0xff, layer.page_stride * num_pages), std::memset(fine.data, 0xff, fine_bytes), std::memset(coarse.data, 0xff, coarse_bytes);
-  layer.keys = cache.data, layer.values = cache.data + layer.page_bytes(), sparse.fine.data = fine.data, sparse.coarse.data = coarse.data;
-  std::vector<int32_t> pages(num_pages), positions{length - 1}, blocks(rule.max_blocks());
-  for (int p = 0; p < num_pages; ++p) pages[p] = (p * 5 + 2) % num_pages;  // 5 divides no number of pages here
-  std::vector<float> keys = random_floats(length * head_dim), q = random_floats(stride), scratch(head_dim);
-  round_cache(format, head_dim, keys);
-  for (int t = 0; t < length; ++t) {
-    k.store_keys(layer, &keys[t * head_dim], 0, 1, pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
-    for (const bool is_coarse : {false, true}) if (rule.completes(is_coarse, t)) k.compress(layer, sparse.kernels(is_coarse), pages.data(), t, scratch.data());
+// The last `num_rows` tokens of a random sequence choose blocks, which `lists` has then: [row][max_blocks], -1 behind.
+struct RandomChoice {
+  RandomChoice(const Kernels& k, KvFormat format, const SparseRule& rule, int head_dim, int group, int length, int num_rows)
+      : layer{nullptr, nullptr, 0, format, 1, head_dim}, num_pages((length + kPageTokens - 1) / kPageTokens), group(group),
+        stride(static_cast<int>(round_up(group * head_dim, 16))), cache(2 * layer.page_bytes() * num_pages),
+        sparse{rule, {nullptr, num_pages, format, layer.padded_dim(), rule.fine()}, {nullptr, num_pages, format, layer.padded_dim(), rule.coarse()}},
+        fine(sparse.fine.head_bytes() * num_pages), coarse(sparse.coarse.head_bytes() * num_pages), pages(num_pages), positions(num_rows),
+        keys(random_floats(length * head_dim)), queries(random_floats(num_rows * stride)) {
+    for (Aligned* memory : {&cache, &fine, &coarse}) std::memset(memory->bytes.data(), 0xff, memory->bytes.size());
+    layer.page_stride = 2 * layer.page_bytes();
+    layer.keys = cache.data, layer.values = cache.data + layer.page_bytes(), sparse.fine.data = fine.data, sparse.coarse.data = coarse.data;
+    for (int p = 0; p < num_pages; ++p) pages[p] = (p * 5 + 2) % num_pages;  // 5 divides no number of pages here
+    std::iota(positions.begin(), positions.end(), length - num_rows);
+    std::vector<float> scratch(head_dim);
+    round_cache(format, head_dim, keys);
+    for (int t = 0; t < length; ++t) {
+      k.store_keys(layer, &keys[t * head_dim], 0, 1, pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
+      for (const bool is_coarse : {false, true}) if (rule.completes(is_coarse, t)) k.compress(layer, sparse.kernels(is_coarse), pages.data(), t, scratch.data());
+    }
   }
-  std::vector<float> room(select_scratch_floats(group, layer.padded_dim(), num_pages, rule.fine().places()));
-  AttendTask task{q.data(), nullptr, static_cast<size_t>(stride), 0, 1, positions.data(), pages.data(), nullptr, 0, 0, 0, group, code_bytes, room.data(), nullptr};
-  const int count = k.select(layer, sparse, task, num_pages, blocks.data());
 
+  // Of rows [first, last), in one task.
+  std::vector<int32_t> lists(const Kernels& k, int code_bytes, int first, int last) {
+    std::vector<float> room(select_scratch_floats(layer, sparse.rule, group, num_pages), std::numeric_limits<float>::quiet_NaN());
+    const int max_blocks = sparse.rule.max_blocks();
+    std::vector<int32_t> blocks((last - first) * max_blocks), counts(last - first);
+    const AttendTask task{queries.data(), nullptr, static_cast<size_t>(stride), first, last, positions.data(), pages.data(), nullptr, 0, 0, 0, group, code_bytes, room.data(), nullptr};
+    k.select(layer, sparse, task, positions[last - 1] / kPageTokens + 1, {blocks.data(), counts.data(), 1, max_blocks, first});
+    for (int i = 0; i < last - first; ++i) std::fill(blocks.begin() + i * max_blocks + counts[i], blocks.begin() + (i + 1) * max_blocks, -1);
+    return blocks;
+  }
+
+  KvLayer layer;
+  int num_pages, group, stride;
+  Aligned cache;
+  SparseLayer sparse;
+  Aligned fine, coarse;
+  std::vector<int32_t> pages, positions;
+  std::vector<float> keys, queries;
+};
+
+// The blocks that a row chooses, against scores in double precision; where they differ, the two scores must nearly be equal. It chooses the same
+// whatever rows are before it in its task.
+void check_select(const Kernels& k, KvFormat format, int code_bytes, const SparseRule& rule, int head_dim, int group, int length) {
+  const int num_rows = std::min(length, 3), max_blocks = rule.max_blocks();
+  RandomChoice choice(k, format, rule, head_dim, group, length, num_rows);
+  const int num_pages = choice.num_pages;
+  const std::vector<int32_t> all = choice.lists(k, code_bytes, 0, num_rows);
+  for (int i = 0; i < num_rows; ++i) {
+    const std::vector<int32_t> alone = choice.lists(k, code_bytes, i, i + 1);
+    expect(std::equal(alone.begin(), alone.end(), all.begin() + i * max_blocks), k.name, "a row that chooses alone", i, i);
+  }
+  const std::vector<int32_t> blocks(all.end() - max_blocks, all.end());
+  const int count = static_cast<int>(std::find(blocks.begin(), blocks.end(), -1) - blocks.begin());
+  std::vector<float> q(choice.queries.end() - choice.stride, choice.queries.end()), &keys = choice.keys;
   if (code_bytes > 0) round_queries(code_bytes, head_dim, q);
   const int num_kernels = rule.fine().count(length);
   std::vector<double> shares(num_kernels);
@@ -450,6 +504,27 @@ void check_select(const Kernels& k, KvFormat format, int code_bytes, const Spars
   }
   expect(most_left <= least_taken * (1 + 1e-5), k.name, "the best blocks", most_left, least_taken);
   expect(std::is_sorted(blocks.begin(), blocks.begin() + count), k.name, "blocks in order", 0, 0);
+}
+
+// Two units whose sums of products of bytes are the same attend and choose the same, to the bit.
+void check_same_attention(const Kernels& k, const Kernels& other) {
+  const int before = failures;
+  for (const int code_bytes : {1, 2}) for (const int head_dim : {64, 128}) for (const int group : {3, 8, 16}) for (const int num_rows : {1, 2, 5}) {
+    for (const int best_blocks : {1, 12}) for (const bool has_coarse_lse : {false, true}) {
+      RandomChoice choice(other, KvFormat::int8, {32, 16, 1, 2, best_blocks, 0, has_coarse_lse}, head_dim, group, 2111, num_rows);
+      expect(choice.lists(k, code_bytes, 0, num_rows) == choice.lists(other, code_bytes, 0, num_rows), k.name, "the same choice", 0, 0);
+    }
+    RandomChoice sequence(other, KvFormat::int8, {32, 16, 1, 2, 3, 0, false}, head_dim, group, 1100, num_rows);
+    for (int t = 0; t < 1100; ++t) other.store_values(sequence.layer, &sequence.keys[t * head_dim], 0, 1, sequence.pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
+    std::vector<float> scratch(attend_scratch_floats(num_rows, group, head_dim)), out(num_rows * sequence.stride), wanted(out);
+    AttendTask task{sequence.queries.data(), out.data(), static_cast<size_t>(sequence.stride), 0, num_rows, sequence.positions.data(), sequence.pages.data(), nullptr, 0,
+                    sequence.num_pages, 0, group, code_bytes, scratch.data(), nullptr};
+    k.attend(sequence.layer, task);
+    task.out = wanted.data();
+    other.attend(sequence.layer, task);
+    for (size_t i = 0; i < out.size(); ++i) expect(f32_to_bits(out[i]) == f32_to_bits(wanted[i]), k.name, "the same attention", out[i], wanted[i]);
+  }
+  std::printf("%s: %s as %s\n", k.name, failures == before ? "the same attention" : "not the same attention", other.name);
 }
 
 void check(const Kernels& k) {
@@ -518,7 +593,9 @@ int main(int argc, char**) {
     return 0;
   }
   for (const Kernels* kernels : tables) check(*kernels);
-  if (cpu.amx && kernels_avx512 && kernels_amx && kernels_amx()) check_same_products(*kernels_amx(), *kernels_avx512());
+  const bool has_both = (cpu.amx || is_emulated) && kernels_avx512 && kernels_amx && kernels_amx();
+  if (has_both) check_same_attention(*kernels_amx(), *kernels_avx512());
+  if (has_both && !is_emulated) check_same_products(*kernels_amx(), *kernels_avx512());
   if (cpu.neon_i8mm && kernels_neon && kernels_neon_i8mm && kernels_neon_i8mm()) check_same_products(*kernels_neon_i8mm(), *kernels_neon());
   std::printf("%d failures\n", failures);
   return failures > 0 || tables.empty();

@@ -76,3 +76,4 @@ def test_avx512_kernels_as_portable_intrinsics(tmp_path):
     output = run_kernel_tests(build_kernel_tests(tmp_path, "g++", {"kernels_avx512": EMULATED, "kernels_amx": EMULATED} | PACKING))
     assert "avx512: passed" in output
     assert "amx: passed" in output
+    assert "amx: the same attention as avx512" in output

@@ -5,7 +5,8 @@
 
 namespace minicpm4::ISA {
 
-constexpr int kBf16Groups = 16;  // decoded together: those of two tiles stay in the first cache while rows pass
+constexpr int kBf16Groups = 16;           // decoded together: those of two tiles stay in the first cache while rows pass
+constexpr size_t kCachedValues = 1 << 19;  // of rows: half of the second cache
 
 // Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
 struct Bf16Tile {
@@ -19,7 +20,7 @@ struct Ahead {
 
   void ask(int share, int num_shares) const {
     const size_t lines = (bytes + 63) / 64, first = lines * share / num_shares, last = lines * (share + 1) / num_shares;
-    for (const uint8_t* part : parts) for (size_t line = first; line < last; ++line) __builtin_prefetch(part + 64 * line);
+    for (const uint8_t* part : parts) for (size_t line = first; line < last; ++line) __builtin_prefetch(part + 64 * line, 0, 2);
   }
 };
 
@@ -60,16 +61,13 @@ struct Bf16Product {
     each_sum([&](auto i, float* at) { store_matrix<i>(at, out_stride * sizeof(float)); });
   }
 
-  // Fewer than 16 rows, in copies, so that nothing past the last one is read or written.
+  // Fewer than 16 rows, whose sums lie in a copy, so that nothing past the last one is written. Of more rows there are values, whatever they are.
   template <int tiles>
-  static void add_groups_of_few(const Bf16Rows& x, int first_group, int count, const Bf16Tile* weights, int row, int num_rows, float* out, size_t out_stride) {
-    constexpr size_t panel_stride = kMatrixRows * kGroupColumns, width = tiles * kTileRows;
-    alignas(64) uint16_t rows[kBf16Groups * panel_stride] = {};
-    alignas(64) float sums[kMatrixRows * width] = {};
-    for (int g = 0; g < count; ++g)
-      std::memcpy(rows + g * panel_stride, x.at(row, (first_group + g) * kGroupColumns), num_rows * kGroupColumns * sizeof(uint16_t));
-    for (int r = 0; r < num_rows && first_group > 0; ++r) std::memcpy(sums + r * width, out + r * out_stride, width * sizeof(float));
-    add_groups<1, tiles>(rows, panel_stride, count, weights, false, sums, width);
+  static void add_groups_of_few(const uint16_t* x, size_t panel_stride, int count, const Bf16Tile* weights, bool begins, int num_rows, float* out, size_t out_stride) {
+    constexpr size_t width = tiles * kTileRows;
+    alignas(64) float sums[kMatrixRows * width];
+    for (int r = 0; r < num_rows && !begins; ++r) std::memcpy(sums + r * width, out + r * out_stride, width * sizeof(float));
+    add_groups<1, tiles>(x, panel_stride, count, weights, begins, sums, width);
     for (int r = 0; r < num_rows; ++r) std::memcpy(out + r * out_stride, sums + r * width, width * sizeof(float));
   }
 
@@ -77,38 +75,39 @@ struct Bf16Product {
   static void run_rows(const Bf16Rows& x, int first_group, int count, const Bf16Tile* weights, int row, int last_row, const Ahead& ahead, float* out,
                        size_t out_stride) {
     const int first_row = row, num_shares = (last_row - row) / (2 * kMatrixRows);
+    const bool begins = first_group == 0;
+    const auto at = [&](int r) { return x.at(r, first_group * kGroupColumns); };
     const auto run = [&](auto blocks) {
       for (constexpr int rows = blocks * kMatrixRows; row + rows <= last_row; row += rows) {
         if (blocks == 2) ahead.ask((row - first_row) / rows, num_shares);
-        add_groups<blocks, tiles>(x.at(row, first_group * kGroupColumns), x.panel_stride, count, weights, first_group == 0, out + row * out_stride, out_stride);
+        add_groups<blocks, tiles>(at(row), x.panel_stride, count, weights, begins, out + row * out_stride, out_stride);
       }
     };
     run(std::integral_constant<int, 2>{});
     run(std::integral_constant<int, 1>{});
-    if (row < last_row) add_groups_of_few<tiles>(x, first_group, count, weights, row, last_row - row, out + row * out_stride, out_stride);
+    if (row < last_row) add_groups_of_few<tiles>(at(row), x.panel_stride, count, weights, begins, last_row - row, out + row * out_stride, out_stride);
   }
 
-  // next: what is read after these tiles.
+  // next: what is read after these tiles. Parts of two tiles and some groups follow each other as memory has them, unless the rows take more
+  // than the second cache holds: then the same groups of all tiles do, for which a part of the rows stays there.
   static void run(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride, const uint8_t* next) {
     const MatrixUnit unit(kWholeMatrices);
-    const int groups = x.columns / kGroupColumns;
+    const int groups = x.columns / kGroupColumns, blocks = (groups + kBf16Groups - 1) / kBf16Groups, pairs = (last_tile - first_tile + 1) / 2;
+    const bool are_few = last_row - row < 2 * kMatrixRows, is_by_tiles = static_cast<size_t>(last_row - row) * x.columns <= kCachedValues;
+    const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kBf16Groups / kBlockGroups;
+    const auto tile_of = [&](int part) { return first_tile + 2 * (is_by_tiles ? part / blocks : part % pairs); };
+    const auto block_of = [&](int part) { return is_by_tiles ? part % blocks : part / pairs; };
     Bf16Tile weights[2];
-    for (int first = 0; first < groups; first += kBf16Groups) {
-      const int count = groups - first < kBf16Groups ? groups - first : kBf16Groups;
-      const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kBf16Groups / kBlockGroups;
-      for (int tile = first_tile; tile < last_tile; tile += 2) {
-        const int tiles = last_tile - tile < 2 ? 1 : 2;
-        const bool is_last = tile + tiles == last_tile, is_end = is_last && first + count == groups;
-        const uint8_t* at = is_end ? next : is_last ? w.tile(first_tile) + bytes * (first / kBf16Groups + 1) : w.tile(tile + 2) + bytes * (first / kBf16Groups);
-        const Ahead ahead{{at, at + w.tile_bytes}, bytes};
-        const bool are_few = last_row - row < 2 * kMatrixRows;  // so that decoding takes the time
+    for (int part = 0; part < blocks * pairs; ++part) {
+      const int tile = tile_of(part), first = block_of(part) * kBf16Groups, count = groups - first < kBf16Groups ? groups - first : kBf16Groups;
+      const uint8_t* at = part + 1 < blocks * pairs ? w.tile(tile_of(part + 1)) + bytes * block_of(part + 1) : next;
+      const Ahead ahead{{at, at + w.tile_bytes}, bytes};
+      const auto run_tiles = [&](auto tiles) {
         for (int t = 0; t < tiles; ++t) decode(w.tile(tile + t), x.columns, first, count, are_few && t == 0 ? &ahead : nullptr, weights[t]);
-        const auto run_tiles = [&](auto together) {
-          run_rows<together>(x.bf16, first, count, weights, row, last_row, ahead, out + kTileRows * tile, out_stride);
-        };
-        if (tiles == 2) run_tiles(std::integral_constant<int, 2>{});
-        else run_tiles(std::integral_constant<int, 1>{});
-      }
+        run_rows<tiles>(x.bf16, first, count, weights, row, last_row, ahead, out + kTileRows * tile, out_stride);
+      };
+      if (tile + 1 < last_tile) run_tiles(std::integral_constant<int, 2>{});
+      else run_tiles(std::integral_constant<int, 1>{});
     }
   }
 };

@@ -26,7 +26,8 @@ struct Codes {
 constexpr int kHighCode = 254;                          // what a high byte counts
 constexpr float kLargestCode[2] = {127, 127 * kHighCode + 126};  // of one byte, of two
 
-// Activations rounded to bfloat16, in panels of 32 columns: [columns / 32][rows][32].
+// Activations rounded to bfloat16, in panels of 32 columns: [columns / 32][rows][32]. After the last row there is room for 15 more, which are
+// read and go nowhere.
 struct Bf16Rows {
   uint16_t* values;
   size_t panel_stride;  // values from a panel to the next
@@ -129,8 +130,8 @@ struct SparseLayer {
   const KernelLayer& kernels(bool is_coarse) const { return is_coarse ? coarse : fine; }
 };
 
-// What sparse rows attend to: the blocks of row r are max_blocks numbers, ascending, from the r-th list on, and how many of them there are its
-// count. Rows of a step are `heads` lists apart; `of_first`, `count_of_first`: of row first_row.
+// What sparse rows attend to with one kv head: list(row) has count(row) blocks, ascending, of at most max_blocks. The lists of neighbouring rows
+// are `heads` lists apart; `of_first`, `count_of_first`: of row first_row.
 struct BlockLists {
   int32_t *of_first, *count_of_first;
   int heads, max_blocks, first_row;
@@ -140,7 +141,8 @@ struct BlockLists {
 };
 
 // Queries of consecutive rows of one sequence against one kv head, over pages [first_page, last_page) of the sequence; of a sparse row,
-// which is alone in its task, over that part of the blocks that it attends to; or of several sparse rows, each over all of its own.
+// which is alone in its task, over that part of the blocks that it attends to; or of several sparse rows, each over all of its own, of which
+// `lists` tells: then blocks and partial are null and first_page is 0.
 //
 // The cache is read in stretches of kStretchPages. Each is attended to by itself and then merged with those before it, in
 // order, so that a row's result is the same whether one thread reads all of them or several share them.
@@ -155,7 +157,7 @@ struct AttendTask {
   int first_page, last_page;
   int kv_head, group_heads;  // query heads of this kv head
   int code_bytes;            // of activations, 0 for none: with an int8 cache, queries get codes too
-  float* scratch;            // attend_scratch_floats
+  float* scratch;            // attend_scratch_floats; with lists sparse_scratch_floats, to select select_scratch_floats
   float* partial;            // where the stretch goes if it is one of several of a single row: [group_heads][partial_floats]; or null
   BlockLists lists = {};     // of several sparse rows, whose last_page is of the sequence
 
@@ -183,18 +185,24 @@ constexpr size_t sparse_scratch_floats(int rows, int group_heads, int padded_dim
 // Computes for so many rounds in registers alone, to measure the units' speed; returns the multiplications and additions done.
 using PeakFunction = double (*)(size_t rounds);
 
-// Rows that choose blocks are a task, which gathers what they choose by once, of kSelectRows; they go through it kSelectTogether at a time.
+// Up to kSelectRows rows that choose blocks are a task, which gathers what they choose by once, if it then stays in the second cache; they go
+// through it kSelectTogether at a time.
 constexpr int kSelectRows = 16, kSelectTogether = 2;
+constexpr size_t kGatheredBytes = 2 << 20;
 // Places for the kernels of so many pages, in whole pages of 64; floats from one pair's scores of them to the next one's, a page more, so that
 // they do not compete for the same cache lines; and the memory that `select` needs. places: of a page's kernels.
 constexpr size_t select_entries(int num_pages, int places) { return round_up(static_cast<size_t>(num_pages) * places, kPageTokens); }
 constexpr size_t select_stride(int num_pages, int places) { return select_entries(num_pages, places) + kPageTokens; }
 inline size_t gathered_page_floats(const KvLayer& layer) { return layer.head_elements() * layer.element_bytes() / sizeof(float) + kPageTokens; }
+// Pages of gathered kernels, fine and coarse.
+inline size_t gathered_pages(const SparseRule& rule, int num_pages) {
+  return (select_entries(num_pages, rule.fine().places()) + (rule.has_coarse_lse ? select_entries(num_pages, rule.coarse().places()) : 0)) / kPageTokens;
+}
 inline size_t select_scratch_floats(const KvLayer& layer, const SparseRule& rule, int group_heads, int num_pages) {
   const size_t pairs = static_cast<size_t>(kSelectTogether) * group_heads, stride = select_stride(num_pages, rule.fine().places());
-  const size_t gathered = select_entries(num_pages, rule.fine().places()) + select_entries(num_pages, rule.coarse().places());
-  return attend_scratch_floats(kSelectTogether, group_heads, layer.padded_dim()) + gathered / kPageTokens * gathered_page_floats(layer) + (pairs + 1) * stride +
-         2 * kPageTokens + 2 * pairs;
+  const size_t page = gathered_page_floats(layer), kept = gathered_pages(rule, num_pages) * page, room = kept * sizeof(float) < kGatheredBytes ? kept : kGatheredBytes / sizeof(float);
+  return attend_scratch_floats(kSelectTogether, group_heads, layer.padded_dim()) + (room > 2 * page ? room : 2 * page) + (pairs + 1) * stride + 2 * kPageTokens +
+         2 * pairs;
 }
 
 struct Kernels {

@@ -1,4 +1,4 @@
-// Attention over an int8 cache by a unit that multiplies 8-bit matrices: 16 or 8 (query, head) pairs against a page, or against kernels in its
+// Attention over an int8 cache by a unit that multiplies 8-bit matrices: up to 16 (query, head) pairs against a page, or against kernels in its
 // order. Keys and values lie as the unit reads them. Sums are those of CodedMath, in integers, and so are the results to the bit.
 #pragma once
 

@@ -49,9 +49,9 @@ float largest(const float* x, int n) {
   return broken[0] ? std::numeric_limits<float>::quiet_NaN() : best[0];
 }
 
-// Floats that the queries of a task of sparse rows may have, and tasks of them for each thread if rows suffice. A page is read once for all of them; what is kept of them
-// meanwhile, three times as much, should stay in the second cache. 512 rows at 128K, two threads of a Xeon with 2 MB a core (2026-11-26): 1.57 s with
-// half as many, 1.49 with these, 1.51 with twice as many.
+// Floats that the queries of a task of sparse rows may have, and tasks of them for each thread if rows suffice. A page is read once for all of
+// them; what is kept of them meanwhile takes some four times as much, about the second cache. 512 rows at 128K, two threads of a Xeon with 2 MB
+// a core (2026-11-26): 1.57 s with half as many, 1.49 with these, 1.51 with twice as many.
 constexpr int kSparseFloatsPerTask = 1 << 17, kSparseTasks = 2;
 
 int divide_up(int n, int by) { return (n + by - 1) / by; }
@@ -178,7 +178,8 @@ void Program::check_locals(const Instruction& in) const {
 void Program::make_room_to_encode(int index) {
   Buffer& buffer = buffers_[index];
   if (options_.has_bf16_prompts && !phases_.back().over_wanted && buffer.bf16.bytes() == 0) {
-    const size_t tiles = static_cast<size_t>(divide_up(options_.max_rows, kTileRows)) | 1;  // an odd number: those of neighbouring panels lie in different sets of a cache
+    // Room for rows after the last one; an odd number, so that tiles of neighbouring panels lie in different sets of a cache.
+    const size_t tiles = static_cast<size_t>(divide_up(options_.max_rows, kTileRows) + 1) | 1;
     buffer.panel_stride = tiles * kTileRows * kGroupColumns;
     buffer.bf16 = Memory(buffer.panel_stride * (buffer.columns / kGroupColumns) * sizeof(uint16_t), false);
   }
@@ -437,12 +438,13 @@ void Program::add_cut(const StepView& step, int sequence, int first_row, int las
   const int queries = is_sparse ? sparse_queries(last_row - first_row) : attend_queries(options_.group_heads), position = step.positions[last_row - 1];
   const int num_pages = is_sparse ? options_.sparse.num_blocks(position) : position / kPageTokens + 1;
   const int blocks = divide_up(last_row - first_row, queries), splits = is_alone ? divide_up(num_pages, kStretchPages) : 1;
-  cuts_.push_back({sequence, first_row, last_row, is_sparse, queries, blocks, splits, num_attend_tasks_, num_stretches_, num_sparse_rows_, num_select_tasks_});
+  const int select_rows = std::clamp((last_row - first_row) * options_.num_kv_heads / (kSparseTasks * team_.size()), 1, kSelectRows);
+  cuts_.push_back({sequence, first_row, last_row, is_sparse, queries, blocks, splits, select_rows, num_attend_tasks_, num_stretches_, num_sparse_rows_, num_select_tasks_});
   num_attend_tasks_ += blocks * splits * options_.num_kv_heads;
   if (splits > 1) num_stretches_ += splits;
   if (!is_sparse) return;
   num_sparse_rows_ += last_row - first_row;
-  num_select_tasks_ += divide_up(last_row - first_row, kSelectRows) * options_.num_kv_heads;
+  num_select_tasks_ += divide_up(last_row - first_row, cuts_.back().select_rows) * options_.num_kv_heads;
 }
 
 float* Program::partial(int stretch, int head) {
@@ -490,8 +492,8 @@ void Program::run_select_task(const Instruction& in, const StepView& step, int m
   task -= cut.first_select;
   AttendTask work = attend_task(in, step, cut, member);
   work.kv_head = task % heads;
-  work.first_row = cut.first_row + task / heads * kSelectRows;
-  work.last_row = std::min(work.first_row + kSelectRows, cut.last_row);
+  work.first_row = cut.first_row + task / heads * cut.select_rows;
+  work.last_row = std::min(work.first_row + cut.select_rows, cut.last_row);
   const size_t list = static_cast<size_t>(cut.first_sparse + work.first_row - cut.first_row) * heads + work.kv_head;
   kernels_.select(kv_layer(in.layer), sparse_layer(in.layer), work, step.positions[work.last_row - 1] / kPageTokens + 1,
                   {blocks_.data() + list * max_blocks, block_counts_.data() + list, heads, max_blocks, work.first_row});

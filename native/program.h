@@ -135,11 +135,11 @@ class Program {
   };
   // The dense or the sparse rows of a sequence of the step: their first attend task, how many tasks these are for a kv head (rows are
   // taken `queries` at a time, each in num_splits stretches), their first stretch among those of lone rows, their first sparse row, and their
-  // first select task.
+  // first select task (rows choose select_rows at a time).
   struct Cut {
     int sequence, first_row, last_row;
     bool is_sparse;
-    int queries, num_blocks, num_splits;
+    int queries, num_blocks, num_splits, select_rows;
     int first_task, first_stretch, first_sparse, first_select;
   };
   struct NewKernel {

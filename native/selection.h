@@ -46,21 +46,21 @@ struct SelectScratch {
   float* attend;    // codes of the queries
   GatheredKernels fine, coarse;
   float* shares;    // [pairs of the rows at hand][stride]
-  float* scores;    // [entries], then of blocks
-  float* largest;   // [group heads]: what shares are relative to, a logarithm to base 2 ...
+  float* scores;    // [entries], then of blocks; two pages more, for vectors at the end
+  float* largest;   // [pairs]: what shares are relative to, a logarithm to base 2 ...
   float* inverse;   // ... and what they are then multiplied with
   size_t stride;
 
   SelectScratch(float* scratch, const KvLayer& layer, const SparseRule& rule, const AttendTask& task, int num_pages) : attend(scratch) {
     const int pairs = kSelectTogether * task.group_heads, dim = layer.padded_dim();
-    const bool is_kept = task.last_row - task.first_row > kSelectTogether;
     const size_t page_floats = gathered_page_floats(layer);
+    const bool is_kept = task.last_row - task.first_row > kSelectTogether && gathered_pages(rule, num_pages) * page_floats * sizeof(float) <= kGatheredBytes;
     float* next = attend + attend_scratch_floats(kSelectTogether, task.group_heads, dim);
     const auto take = [&](size_t floats) { return std::exchange(next, next + floats); };
     stride = select_stride(num_pages, rule.fine().places());
     fine = coarse = {nullptr, page_floats * sizeof(float), is_kept};
-    fine.data = reinterpret_cast<uint8_t*>(take(page_floats * select_entries(num_pages, rule.fine().places()) / kPageTokens));
-    coarse.data = reinterpret_cast<uint8_t*>(take(page_floats * select_entries(num_pages, rule.coarse().places()) / kPageTokens));
+    fine.data = reinterpret_cast<uint8_t*>(take(page_floats * (is_kept ? select_entries(num_pages, rule.fine().places()) / kPageTokens : 1)));
+    if (rule.has_coarse_lse) coarse.data = reinterpret_cast<uint8_t*>(take(page_floats * (is_kept ? select_entries(num_pages, rule.coarse().places()) / kPageTokens : 1)));
     shares = take(pairs * stride), scores = take(stride + 2 * kPageTokens), largest = take(pairs), inverse = take(pairs);
   }
 };
@@ -154,8 +154,8 @@ inline float weigh_scores(float* scores, int last, float largest) {
   return sum(total);
 }
 
-// What the heads' shares of coarse kernels are divided by, for the rows that see some, whose scores lie for a while where those of the
-// fine ones will.
+// What the heads' shares of coarse kernels are divided by, whose scores lie for a while where those of the fine ones will. NaN, and not looked
+// at, of a row that sees none.
 template <class Math>
 void weigh_coarse(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, const SelectScratch& scratch) {
   const KernelShape coarse = sparse.rule.coarse();
@@ -205,7 +205,8 @@ inline void pool_blocks(const KernelShape& fine, int first, int count, int num_e
 
 // A value that exactly `count` of n values are above, or else the value of that rank, which several have. None of them is negative: as whole
 // numbers their bits are in order.
-inline int32_t ranked_bits(const int32_t* bits, int n, int count) {
+using FloatBits = int32_t __attribute__((may_alias));  // of floats that were just written
+inline int32_t ranked_bits(const FloatBits* bits, int n, int count) {
   int32_t value = 0;
   for (int32_t bit = 1 << 30; bit > 0; bit >>= 1) {
     int above = 0;
@@ -223,7 +224,7 @@ inline int choose_blocks(const SparseRule& rule, int position, const float* scor
   for (int b = 0; b < rule.init_blocks && b <= own; ++b) blocks[count++] = b;
   if (between > 0) {
     const int wanted = between < rule.best_blocks ? between : rule.best_blocks;
-    const int32_t* bits = reinterpret_cast<const int32_t*>(scores);
+    const FloatBits* bits = reinterpret_cast<const FloatBits*>(scores);
     const int32_t least = wanted ? ranked_bits(bits, between, wanted) : 0;
     int equal = wanted;  // of those that equal the last one taken, so many: the lower ones
     for (int i = 0; i < between; ++i) equal -= bits[i] > least;
@@ -260,15 +261,16 @@ void select_some(const KvLayer& layer, const SparseLayer& sparse, const AttendTa
 template <class Math>
 void select_rows(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, const BlockLists& lists) {
   const SelectScratch scratch(task.scratch, layer, sparse.rule, task, num_pages);
-  const int num_tokens = task.positions[task.last_row - 1] + 1;
+  const int position = task.positions[task.last_row - 1], num_tokens = position + 1;
+  const bool has_choice = sparse.rule.first_local(position) > sparse.rule.init_blocks && sparse.rule.best_blocks > 0;
   const auto gather = [&](const KernelLayer& kernels, const GatheredKernels& gathered) {
     const int num_entries = kernels.shape.before() + kernels.shape.count(num_tokens);
     for (int number = 0; number * kPageTokens < num_entries; ++number)
       gather_page<typename Math::Cache>(layer, kernels, task, num_entries, gathered, number);
   };
-  if (scratch.fine.is_kept) {
+  if (has_choice && scratch.fine.is_kept) {
     gather(sparse.fine, scratch.fine);
-    if (sparse.rule.has_coarse_lse) gather(sparse.coarse, scratch.coarse);
+    if (sparse.rule.has_coarse_lse && sparse.rule.coarse().count(num_tokens) > 0) gather(sparse.coarse, scratch.coarse);
   }
   for (int row = task.first_row; row < task.last_row; row += kSelectTogether) {
     AttendTask some = task;

@@ -165,8 +165,8 @@ void check_multiply_bf16(const Kernels& k, Format format, int rows, int columns,
   const Weight& w = random.view;
   Activations x(k, count, columns, 0);
   Rows view = x.rows(columns);
-  std::vector<uint16_t> rounded(static_cast<size_t>(count) * columns, 0xffff);
-  view.bf16 = {rounded.data(), static_cast<size_t>(count) * 32};
+  std::vector<uint16_t> rounded(static_cast<size_t>(count + 15) * columns, 0xffff);  // NaN
+  view.bf16 = {rounded.data(), static_cast<size_t>(count + 15) * 32};
   for (int i = 0; i < count; ++i) for (int c = 0; c < columns; c += 32) k.to_bf16(&x.values[i * x.stride + c], 32, view.bf16, i, c);
   const size_t out_stride = w.num_tiles() * kTileRows;
   std::vector<float> out(count * out_stride, 7.0f), alone(out);
@@ -327,16 +327,19 @@ void check_lists(const Kernels& k, const KvLayer& layer, const AttendTask& task)
   const int num_rows = task.last_row, num_pages = task.last_page;
   std::vector<int32_t> blocks(num_rows * num_pages), counts(num_rows);
   std::vector<float> apart(task.stride * num_rows), together(apart), scratch(sparse_scratch_floats(num_rows, task.group_heads, layer.padded_dim(), num_pages, num_pages));
+  const auto poison = [&] { std::fill(scratch.begin(), scratch.end(), std::numeric_limits<float>::quiet_NaN()); };
   AttendTask all = task, one = task;
   all.scratch = one.scratch = scratch.data(), all.out = together.data(), one.out = apart.data();
   all.lists = {blocks.data(), counts.data(), 1, num_pages, 0};
-  for (const float share : {0.0f, 0.6f}) {
+  for (const float share : {0.0f, 0.6f, 1.0f}) {
     for (int r = 0; r < num_rows; ++r) {
       counts[r] = 0;
       for (int b = 0, own = task.positions[r] / kPageTokens; b <= own; ++b) if (b == own || uniform(0, 1) < share) all.lists.list(r)[counts[r]++] = b;
       one.first_row = r, one.last_row = r + 1, one.blocks = all.lists.list(r), one.last_page = counts[r];
+      poison();
       k.attend(layer, one);
     }
+    poison();
     k.attend(layer, all);
     for (size_t i = 0; i < apart.size(); ++i) expect(f32_to_bits(together[i]) == f32_to_bits(apart[i]), k.name, "sparse rows together", together[i], apart[i]);
   }
@@ -557,6 +560,7 @@ void check(const Kernels& k) {
       check_attend(k, format, code_bytes, 128, 5, 1, 200, 4);  // 20 pairs
       check_attend(k, format, code_bytes, 80, 5, 1, 200, 70);
       check_attend(k, format, code_bytes, 16, 8, 1, 2100, 3);
+      check_attend(k, format, code_bytes, 64, 8, 1, 2112, 3);  // three stretches, the last of one page
       for (const int length : {1, 255, 300, 1023, 2111}) for (const bool has_coarse_lse : {false, true}) {
         check_select(k, format, code_bytes, {32, 16, 1, 2, 3, 0, has_coarse_lse}, 24, 5, length);
         check_select(k, format, code_bytes, {16, 8, 2, 1, 8, 0, has_coarse_lse}, 10, 3, length);

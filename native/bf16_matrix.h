@@ -6,7 +6,7 @@
 namespace minicpm4::ISA {
 
 constexpr int kBf16Groups = 16;           // decoded together: those of two tiles stay in the first cache while rows pass
-constexpr size_t kCachedValues = 1 << 19;  // of rows: half of the second cache
+constexpr size_t kCachedValues = 1 << 16;  // of rows: half of the second cache
 
 // Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
 struct Bf16Tile {

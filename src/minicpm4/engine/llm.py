@@ -226,7 +226,7 @@ class LLM:
         return response, [*turns, {"role": "assistant", "content": response}]
 
     def score(self, tokens: Sequence[int], *, first: int = 1) -> Scores:
-        """Log-probabilities of tokens[first:], each given all tokens before it; computed at once, beside whatever runs.
+        """Log-probabilities of tokens[first:], each given all tokens before it; computed at once, as a prompt is, beside whatever runs.
 
         RequestError, CapacityError where that cannot be: see `Engine.score`.
         """

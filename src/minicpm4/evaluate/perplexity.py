@@ -1,7 +1,8 @@
 """How many bits a model spends on a byte of text, in windows that overlap: independent of the tokenizer, and of where windows begin.
 
 Each token is scored once, given the window up to it: at least length - stride tokens, but for those of the first window. A model
-whose tokenizer begins texts with a BOS token gets one at the beginning of every window, which counts as a token of it.
+whose tokenizer begins texts with a BOS token gets one at the beginning of every window, which counts as a token of it. All tokens are
+computed as a prompt's are (`prompt_activations`).
 """
 
 from __future__ import annotations

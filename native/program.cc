@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kColumnsPerTask = 128;    // of a product: few enough for the cache; 64 makes a decoding step 5 % slower (docs/lab_notes.md)
 constexpr int kRowsPerTask = 128;
-constexpr int kBf16RowsPerTask = 512;   // weights are decoded once for all of them
+constexpr int kBf16RowsPerTask = 512;   // where weights are decoded once for all of them
 constexpr int kAttendRowsPerTask = 32;  // (query, head) pairs that share a page's keys
 constexpr int kWideHead = 256;          // heads up to here fit the columns of a task
 
@@ -57,7 +57,7 @@ constexpr int kSparseFloatsPerTask = 1 << 17, kSparseTasks = 2;
 int divide_up(int n, int by) { return (n + by - 1) / by; }
 
 // Fewer rows a task where more threads want tasks: 512, 256 or 128.
-int bf16_rows_per_task(int num_threads) { return num_threads <= 4 ? kBf16RowsPerTask : std::max(kRowsPerTask, num_threads <= 8 ? kBf16RowsPerTask / 2 : 0); }
+int bf16_rows_per_task(int num_threads) { return num_threads <= 4 ? kBf16RowsPerTask : num_threads <= 8 ? kBf16RowsPerTask / 2 : kRowsPerTask; }
 
 }  // namespace
 

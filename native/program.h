@@ -197,8 +197,8 @@ class Program {
   std::vector<Share> shares_;    // [phase][member]
   std::vector<Memory> scratch_;  // one a thread
   std::vector<Memory> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `stride` apart
-  std::vector<Piece> pieces_, wanted_pieces_;    // of the step's rows
-  std::vector<bool> are_bf16_;                // of the step's rows
+  std::vector<Piece> pieces_, wanted_pieces_;  // of the step's rows
+  std::vector<bool> are_bf16_;   // of the step's rows
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows
   std::vector<NewKernel> new_kernels_;
   std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]

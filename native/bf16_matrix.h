@@ -5,8 +5,8 @@
 
 namespace minicpm4::ISA {
 
-constexpr int kBf16Groups = 16;           // decoded together: those of two tiles stay in the first cache while rows pass
-constexpr size_t kCachedValues = 1 << 16;  // of rows: half of the second cache
+constexpr int kBf16Groups = 16;            // decoded together: those of two tiles stay in the first cache while rows pass
+constexpr size_t kFewValues = 1 << 16;     // of rows: so few that all of them stay near, whatever else passes
 
 // Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
 struct Bf16Tile {
@@ -88,12 +88,12 @@ struct Bf16Product {
     if (row < last_row) add_groups_of_few<tiles>(at(row), x.panel_stride, count, weights, begins, last_row - row, out + row * out_stride, out_stride);
   }
 
-  // next: what is read after these tiles. Parts of two tiles and some groups follow each other as memory has them, unless the rows take more
-  // than the second cache holds: then the same groups of all tiles do, for which a part of the rows stays there.
+  // next: what is read after these tiles. Few rows: all groups of two tiles, then the next two, as memory has them. More: some groups of all tiles,
+  // then the next groups, so that a part of the rows stays in the second cache meanwhile.
   static void run(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride, const uint8_t* next) {
     const MatrixUnit unit(kWholeMatrices);
     const int groups = x.columns / kGroupColumns, blocks = (groups + kBf16Groups - 1) / kBf16Groups, pairs = (last_tile - first_tile + 1) / 2;
-    const bool are_few = last_row - row < 2 * kMatrixRows, is_by_tiles = static_cast<size_t>(last_row - row) * x.columns <= kCachedValues;
+    const bool are_few = last_row - row < 2 * kMatrixRows, is_by_tiles = static_cast<size_t>(last_row - row) * x.columns <= kFewValues;
     const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kBf16Groups / kBlockGroups;
     const auto tile_of = [&](int part) { return first_tile + 2 * (is_by_tiles ? part / blocks : part % pairs); };
     const auto block_of = [&](int part) { return is_by_tiles ? part % blocks : part / pairs; };

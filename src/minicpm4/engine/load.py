@@ -250,8 +250,8 @@ def choose_activations(options: LoadOptions, config: ModelConfig, formats: Itera
 def choose_prompt_activations(options: LoadOptions, activations: str) -> Choice:
     """What quantized weights are multiplied with in the rows of prompts; activations: in all others.
 
-    bfloat16 is more exact than eight bits, and faster where the CPU has a unit for matrices of it. It is less exact than sixteen bits
-    (docs/lab_notes.md), so that who needs these does not get it unasked.
+    bfloat16 is more exact than eight bits, and where the CPU has a unit for matrices of it faster, but for prompts of less than some
+    hundred tokens. It is less exact than sixteen bits (docs/lab_notes.md), so that who needs these does not get it unasked.
     """
     what = "prompt activations"
     if options.prompt_activations != AUTO:

@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+INSTALL := install --no-compile  # most of torch is never imported: Python compiles what is, once
 MINDSPORE ?= 2.10.0
 MINDSPORE_VENV := .venv-mindspore-$(MINDSPORE)
 NATIVE := pyproject.toml $(wildcard native/*.* native/simd/*)
@@ -46,17 +47,17 @@ $(VENV)/bin/pip:
 
 $(VENV)/installed: $(NATIVE) | $(VENV)/bin/pip
 	@echo "building the native kernels (a minute or two, once)" >&2
-	$(PIP) install -e .
+	$(PIP) $(INSTALL) -e .
 	@touch $@
 
 # One install, and the linters with it: each would build the bindings again.
 $(VENV)/tested: $(NATIVE) | $(VENV)/bin/pip
 	@echo "building the native kernels (a minute or two, once)" >&2
-	$(PIP) install -e '.[test,lint]'
+	$(PIP) $(INSTALL) -e '.[test,lint]'
 	@touch $(VENV)/installed $@
 
 $(MINDSPORE_VENV)/tested: $(NATIVE)
 	@echo "building the native kernels and installing MindSpore $(MINDSPORE) (800 MB, once)" >&2
 	$(PYTHON) -m venv $(MINDSPORE_VENV)
-	$(MINDSPORE_VENV)/bin/pip --disable-pip-version-check --quiet install -e '.[test,mindspore]' 'mindspore==$(MINDSPORE)'
+	$(MINDSPORE_VENV)/bin/pip --disable-pip-version-check --quiet $(INSTALL) -e '.[test,mindspore]' 'mindspore==$(MINDSPORE)'
 	@touch $@

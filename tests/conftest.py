@@ -1,6 +1,7 @@
 """Shared by all tests: where real models lie, when they are there, and whether what MindSpore or CUDA run can be run."""
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait busily: with a worker on every core they take each other's time
     if config.getoption("--mindspore"):  # launches one by one, so that an error names its own operation
         importlib.import_module("mindspore").runtime.launch_blocking()
 

@@ -155,7 +155,7 @@ def test_wrong_usage(default_gguf, arguments, code, message):
 
 
 def test_sparse_attention_by_flags_is_said_in_the_line_after_the_answer(default_gguf):
-    common = ("generate", "--executor", "torch", "-p", "word " * 300, "-n", "2", "-c", "512")
+    common = ("generate", "-p", "word " * 300, "-n", "2", "-c", "512")
     code, _, notes = run(*common, "--sparse", "--topk", "1", "--window", "64", "--dense-len", "0")
     assert code == 0
     assert "attention sparse beyond 0 tokens, 2 blocks of 64 a token (asked for)" in notes

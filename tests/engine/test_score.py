@@ -43,7 +43,7 @@ def test_scores_are_those_of_the_logits(executor: Executor, step_tokens: int, fi
 
 
 def test_requests_that_run_are_left_alone(engine: Engine) -> None:
-    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
 
     def answer(*, scores_between: bool) -> list[int | None]:
         engine.add(TOKENS[:60], params)

@@ -6,7 +6,7 @@
 namespace minicpm4::ISA {
 
 constexpr int kBf16Groups = 16;            // decoded together: those of two tiles stay in the first cache while rows pass
-constexpr size_t kFewValues = 1 << 16;     // of rows: so few that all of them stay near, whatever else passes
+constexpr size_t kFewValues = 1 << 19;     // of rows: so few that all of them stay in the second cache, whatever else passes
 
 // Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
 struct Bf16Tile {
@@ -28,10 +28,14 @@ template <Format format>
 struct Bf16Product {
   static constexpr Layout layout = layout_of(format);
 
-  // Groups [first, first + count).
-  static void decode(const uint8_t* tile, int columns, int first, int count, const Ahead* ahead, Bf16Tile& out) {
+  // Groups [first, first + count). stream: what is asked for meanwhile, or null.
+  static void decode(const uint8_t* tile, int columns, int first, int count, const Stream* stream, Bf16Tile& out) {
+    constexpr size_t group_bytes = tile_block_bytes(layout, kBlockGroups) / kBlockGroups;
     for (int i = 0; i < count; ++i) {
-      if (ahead) ahead->ask(i, count);
+      if (stream) {
+        const uint8_t* ahead = stream->ahead_of(tile + group_bytes * (first + i), layout.bits);
+        for (size_t line = 0; line < group_bytes; line += 64) __builtin_prefetch(ahead + line);
+      }
       const GroupPlace place = place_of(layout, columns, first + i);
       const GroupScales s = group_scales<layout.scales, layout.zero>(tile + place.shared, tile + place.own);
       unroll<8>([&](auto c) {
@@ -51,10 +55,10 @@ struct Bf16Product {
     const auto each_sum = [&](auto f) { unroll<blocks * tiles>([&](auto i) { f(i, out + i / tiles * kMatrixRows * out_stride + i % tiles * kTileRows); }); };
     each_sum([&](auto i, const float* at) {
       if (begins) clear_matrix<i>();
-      else load_matrix<i>(at, out_stride * sizeof(float));
+      else load_passing_matrix<i>(at, out_stride * sizeof(float));
     });
     for (int g = 0; g < count; ++g) {
-      unroll<blocks>([&](auto b) { load_matrix<4 + b>(x + g * panel_stride + b * kMatrixRows * kGroupColumns, kGroupColumns * sizeof(uint16_t)); });
+      unroll<blocks>([&](auto b) { load_passing_matrix<4 + b>(x + g * panel_stride + b * kMatrixRows * kGroupColumns, kGroupColumns * sizeof(uint16_t)); });
       unroll<tiles>([&](auto t) { load_matrix<6 + t>(weights[t].values[g], 2 * kTileRows * sizeof(uint16_t)); });
       unroll<blocks * tiles>([&](auto i) { add_bf16_product<i, 4 + i / tiles, 6 + i % tiles>(); });
     }
@@ -88,12 +92,12 @@ struct Bf16Product {
     if (row < last_row) add_groups_of_few<tiles>(at(row), x.panel_stride, count, weights, begins, last_row - row, out + row * out_stride, out_stride);
   }
 
-  // next: what is read after these tiles. Few rows: all groups of two tiles, then the next two, as memory has them. More: some groups of all tiles,
-  // then the next groups, so that a part of the rows stays in the second cache meanwhile.
+  // next: what is read after these tiles. Few values of rows: all groups of two tiles, then the next two, as memory has them. More: some groups of
+  // all tiles, then the next groups, so that a part of the rows stays in the second cache meanwhile.
   static void run(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride, const uint8_t* next) {
     const MatrixUnit unit(kWholeMatrices);
     const int groups = x.columns / kGroupColumns, blocks = (groups + kBf16Groups - 1) / kBf16Groups, pairs = (last_tile - first_tile + 1) / 2;
-    const bool are_few = last_row - row < 2 * kMatrixRows, is_by_tiles = static_cast<size_t>(last_row - row) * x.columns <= kFewValues;
+    const bool is_by_tiles = static_cast<size_t>(last_row - row) * x.columns <= kFewValues;
     const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kBf16Groups / kBlockGroups;
     const auto tile_of = [&](int part) { return first_tile + 2 * (is_by_tiles ? part / blocks : part % pairs); };
     const auto block_of = [&](int part) { return is_by_tiles ? part % blocks : part / pairs; };
@@ -101,9 +105,12 @@ struct Bf16Product {
     for (int part = 0; part < blocks * pairs; ++part) {
       const int tile = tile_of(part), first = block_of(part) * kBf16Groups, count = groups - first < kBf16Groups ? groups - first : kBf16Groups;
       const uint8_t* at = part + 1 < blocks * pairs ? w.tile(tile_of(part + 1)) + bytes * block_of(part + 1) : next;
-      const Ahead ahead{{at, at + w.tile_bytes}, bytes};
+      const Ahead ahead{{at, at + w.tile_bytes}, is_by_tiles ? 0 : bytes};
       const auto run_tiles = [&](auto tiles) {
-        for (int t = 0; t < tiles; ++t) decode(w.tile(tile + t), x.columns, first, count, are_few && t == 0 ? &ahead : nullptr, weights[t]);
+        for (int t = 0; t < tiles; ++t) {
+          const Stream stream{w.tile(tile + t + 1), tile + 2 < last_tile ? w.tile(tile + t + 2) : next + t * w.tile_bytes};
+          decode(w.tile(tile + t), x.columns, first, count, is_by_tiles ? &stream : nullptr, weights[t]);
+        }
         run_rows<tiles>(x.bf16, first, count, weights, row, last_row, ahead, out + kTileRows * tile, out_stride);
       };
       if (tile + 1 < last_tile) run_tiles(std::integral_constant<int, 2>{});

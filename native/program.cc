@@ -140,7 +140,7 @@ int Program::add_buffer(int columns, bool is_local) {
     buffer.stride = task_columns_ + kTileRows;  // not a power of two: tiles of rows would compete for the same lines of a cache
     buffer.local = static_cast<int>(locals_.size()) / team_.size();
     const int rows = std::min(options_.max_rows, bf16_rows_per_task(team_.size()));
-    for (int member = 0; member < team_.size(); ++member) locals_.emplace_back(buffer.stride * rows * sizeof(float), false);
+    for (int member = 0; member < team_.size(); ++member) locals_.push_back(reinterpret_cast<float*>(hot_.take(buffer.stride * rows * sizeof(float))));
   } else {
     buffer.stride = round_up(columns, 16);
     buffer.values = Memory(buffer.stride * options_.max_rows * sizeof(float), false);
@@ -177,11 +177,11 @@ void Program::check_locals(const Instruction& in) const {
 
 void Program::make_room_to_encode(int index) {
   Buffer& buffer = buffers_[index];
-  if (options_.has_bf16_prompts && !phases_.back().over_wanted && buffer.bf16.bytes() == 0) {
+  if (options_.has_bf16_prompts && !phases_.back().over_wanted && !buffer.bf16.values) {
     // Room for rows after the last one; an odd number, so that tiles of neighbouring panels lie in different sets of a cache.
     const size_t tiles = static_cast<size_t>(divide_up(options_.max_rows, kTileRows) + 1) | 1;
-    buffer.panel_stride = tiles * kTileRows * kGroupColumns;
-    buffer.bf16 = Memory(buffer.panel_stride * (buffer.columns / kGroupColumns) * sizeof(uint16_t), false);
+    const size_t panel_stride = tiles * kTileRows * kGroupColumns, panels = buffer.columns / kGroupColumns;
+    buffer.bf16 = {reinterpret_cast<uint16_t*>(hot_.take(panels * panel_stride * sizeof(uint16_t))), panel_stride};
   }
   if (buffer.high.bytes() > 0 || options_.code_bytes == 0) return;
   const size_t cells = static_cast<size_t>(buffer.columns) * options_.max_rows;
@@ -275,7 +275,7 @@ void Program::apply(const Instruction& in, const StepView& step, const Slice& sl
 float* Program::cells(int buffer, int i, const Slice& slice) {
   const Buffer& b = buffers_[buffer];
   if (b.local < 0) return row(buffer, i) + slice.first_column;
-  return locals_[b.local * team_.size() + slice.member].as<float>() + b.stride * (i - slice.first_row);
+  return locals_[b.local * team_.size() + slice.member] + b.stride * (i - slice.first_row);
 }
 
 // One row, the slice's columns. Whole rows for the ops that look at all columns.
@@ -307,7 +307,7 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, cons
     case Op::store_keys: kernels_.store_keys(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
     case Op::store_values: kernels_.store_values(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
     case Op::encode:
-      if (!slice.over_wanted && are_bf16_[i]) kernels_.to_bf16(a, last - first, buffers_[in.a].bf16_rows(), i, first);
+      if (!slice.over_wanted && are_bf16_[i]) kernels_.to_bf16(a, last - first, buffers_[in.a].bf16, i, first);
       else if (options_.code_bytes > 0) kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first));
       break;
     case Op::merge: merge_row(in, step, i); break;
@@ -318,7 +318,7 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, cons
 }
 
 Rows Program::rows_of(const Buffer& buffer) const {
-  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes(), buffer.bf16_rows()};
+  return {buffer.values.as<float>(), buffer.stride, buffer.columns, buffer.codes(), buffer.bf16};
 }
 
 int Program::num_product_tasks(const Phase& phase, int num_pieces) {

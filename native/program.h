@@ -109,11 +109,10 @@ class Program {
   struct Buffer {
     int columns = 0, local = -1;  // local: which of a member's local arrays its values are in, -1 for none
     size_t stride = 0;
-    Memory values, high, low, scales, half_sums, bf16;  // all but the first are empty where nothing is encoded
-    size_t panel_stride = 0;
+    Memory values, high, low, scales, half_sums;  // all but the first are empty where nothing is encoded
+    Bf16Rows bf16 = {};                            // in hot_
 
     Codes codes() const { return {high.as<int8_t>(), low.as<int8_t>(), scales.as<float>(), half_sums.as<float>()}; }
-    Bf16Rows bf16_rows() const { return {bf16.as<uint16_t>(), panel_stride}; }
   };
   struct Job {
     std::vector<Instruction> products, tail;
@@ -196,7 +195,8 @@ class Program {
   std::vector<Phase> phases_;
   std::vector<Share> shares_;    // [phase][member]
   std::vector<Memory> scratch_;  // one a thread
-  std::vector<Memory> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `stride` apart
+  Arena hot_;                    // what products read again and again
+  std::vector<float*> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `stride` apart
   std::vector<Piece> pieces_, wanted_pieces_;  // of the step's rows
   std::vector<bool> are_bf16_;   // of the step's rows
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows

@@ -34,6 +34,11 @@ template <int n>
 inline void load_matrix(const void* from, size_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(n) : "memory");
 }
+// The same of what is looked at once, and should not drive out of the first cache what is looked at again.
+template <int n>
+inline void load_passing_matrix(const void* from, size_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(n) : "memory");
+}
 template <int n>
 inline void store_matrix(void* to, size_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(n) : "memory");

@@ -32,6 +32,8 @@ inline void load_matrix(const void* from, size_t stride) {
   for (int i = 0; i < emulated_shapes.rows[n]; ++i) std::memcpy(emulated_matrices[n][i], static_cast<const char*>(from) + i * stride, emulated_shapes.row_bytes[n]);
 }
 template <int n>
+inline void load_passing_matrix(const void* from, size_t stride) { load_matrix<n>(from, stride); }
+template <int n>
 inline void store_matrix(void* to, size_t stride) {
   need(are_matrices_configured);
   for (int i = 0; i < emulated_shapes.rows[n]; ++i) std::memcpy(static_cast<char*>(to) + i * stride, emulated_matrices[n][i], emulated_shapes.row_bytes[n]);

@@ -56,6 +56,8 @@ constexpr int kSparseFloatsPerTask = 1 << 17, kSparseTasks = 2;
 
 int divide_up(int n, int by) { return (n + by - 1) / by; }
 
+constexpr int kNearColumns = 1024;  // of 512 rows in bfloat16: 1 MB, which stays in the second cache
+
 // Fewer rows a task where more threads want tasks: 512, 256 or 128.
 int bf16_rows_per_task(int num_threads) { return num_threads <= 4 ? kBf16RowsPerTask : num_threads <= 8 ? kBf16RowsPerTask / 2 : kRowsPerTask; }
 
@@ -137,7 +139,8 @@ int Program::add_buffer(int columns, bool is_local) {
   Buffer buffer;
   buffer.columns = columns;
   if (is_local) {
-    buffer.stride = task_columns_ + kTileRows;  // not a power of two: tiles of rows would compete for the same lines of a cache
+    const int most_columns = options_.has_bf16_prompts ? 2 * task_columns_ : task_columns_;
+    buffer.stride = most_columns + kTileRows;  // not a power of two: tiles of rows would compete for the same lines of a cache
     buffer.local = static_cast<int>(locals_.size()) / team_.size();
     const int rows = std::min(options_.max_rows, bf16_rows_per_task(team_.size()));
     for (int member = 0; member < team_.size(); ++member) locals_.push_back(reinterpret_cast<float*>(hot_.take(buffer.stride * rows * sizeof(float))));
@@ -163,9 +166,17 @@ void Program::add(const Instruction& instruction) {
   (instruction.op == Op::multiply ? job.products : job.tail).push_back(instruction);
   if (instruction.op == Op::multiply) {
     job.columns = buffers_[instruction.out].columns;
-    job.num_column_tasks = divide_up(job.columns, task_columns_);
+    job.task_columns = has_wide_tasks(job.products.front()) ? 2 * task_columns_ : task_columns_;
+    job.num_column_tasks = divide_up(job.columns, job.task_columns);
   }
   if (instruction.op == Op::encode) make_room_to_encode(instruction.a);
+}
+
+// Rows in bfloat16 that do not stay in the second cache are read again for each task: so tasks have twice the columns, where all members still
+// get as many.
+bool Program::has_wide_tasks(const Instruction& product) const {
+  return options_.has_bf16_prompts && !phases_.back().over_wanted && buffers_[product.a].columns > kNearColumns &&
+         divide_up(buffers_[product.out].columns, 2 * task_columns_) % team_.size() == 0;
 }
 
 void Program::check_locals(const Instruction& in) const {
@@ -337,7 +348,7 @@ const Program::Job& Program::job_of(const Phase& phase, int num_pieces, int* tas
 // The first weights that a task of the phase reads.
 const uint8_t* Program::first_tiles(const Phase& phase, int num_pieces, int task) const {
   const Job& job = job_of(phase, num_pieces, &task);
-  return weights_[job.products.front().weight].tile(task / num_pieces * task_columns_ / kTileRows);
+  return weights_[job.products.front().weight].tile(task / num_pieces * job.task_columns / kTileRows);
 }
 
 // What a member reads first in the next phase that has products.
@@ -366,8 +377,8 @@ void Program::run_product_task(const Phase& phase, const StepView& step, int mem
   const int num_pieces = static_cast<int>(pieces.size());
   const Job& job = job_of(phase, num_pieces, &task);
   const Piece& piece = pieces[task % num_pieces];
-  const int first_column = task / num_pieces * task_columns_, first_tile = first_column / kTileRows;
-  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + task_columns_, job.columns), member, phase.over_wanted};
+  const int first_column = task / num_pieces * job.task_columns, first_tile = first_column / kTileRows;
+  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + job.task_columns, job.columns), member, phase.over_wanted};
   for (size_t i = 0; i < job.products.size(); ++i) {
     const Instruction& in = job.products[i];
     const Weight& weight = weights_[in.weight];

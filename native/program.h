@@ -116,7 +116,7 @@ class Program {
   };
   struct Job {
     std::vector<Instruction> products, tail;
-    int columns = 0, num_column_tasks = 0;  // of its products
+    int columns = 0, task_columns = 0, num_column_tasks = 0;  // of its products
   };
   struct Phase {
     PhaseKind kind;
@@ -167,6 +167,7 @@ class Program {
   const uint8_t* first_tiles(const Phase& phase, int num_pieces, int task) const;
   const uint8_t* first_tiles_after(size_t index, int member) const;
   void run_product_task(const Phase& phase, const StepView& step, int member, int task, const uint8_t* after);
+  bool has_wide_tasks(const Instruction& product) const;
   int num_tasks(const Phase& phase) const;
   void run_tasks(size_t index, const StepView& step, int member);
   void run_attend_task(const Instruction& in, const StepView& step, int member, int task);
@@ -187,7 +188,7 @@ class Program {
   const Kernels& kernels_;
   Team& team_;
   const Options options_;
-  const int task_columns_;  // of a product
+  const int task_columns_;  // of a product, but for wide tasks, which have twice as many
   std::vector<std::shared_ptr<const Arena>> kept_;
   std::vector<Weight> weights_;
   std::vector<Memory> vectors_;

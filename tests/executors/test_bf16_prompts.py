@@ -10,7 +10,8 @@ from minicpm4.model import STORAGE_FORMATS
 from tests.toy import TOY, plan_step, toy_config, toy_executor, toy_weights
 
 needs_unit = pytest.mark.skipif(None not in capabilities_of("native").bf16_isas, reason="no unit for matrices of bfloat16 (AMX)")
-WIDE = toy_config(hidden_size=256, intermediate_size=768, head_dim=32, num_heads=8, context_length=1024)  # whole blocks of every format
+# Whole blocks of every format, and enough columns that two threads take wide tasks, which three or nine do not.
+WIDE = toy_config(hidden_size=512, intermediate_size=1280, num_layers=2, head_dim=32, num_heads=8, context_length=1024)
 QUANTIZED = [name for name, form in STORAGE_FORMATS.items() if not form.is_dense]
 TOKENS = np.random.default_rng(3).integers(0, WIDE.vocab_size, 600)
 

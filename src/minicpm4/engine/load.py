@@ -30,7 +30,6 @@ AUTO = "auto"
 PROMPT_ACTIVATIONS = ("same", "bf16")
 MAX_STEP_TOKENS = 512
 SMALL_HIDDEN_SIZE = 1024  # of models whose activations are kept in sixteen bits
-RELEASE_BYTES = 16 << 20  # pages of the file are given back after so many bytes were read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +202,7 @@ def resolve_options(
     """
     threads = num_cores() if options.threads is None else options.threads
     activations, kv_format = choose_activations(options, config, formats), choose_kv_format(options, config, formats)
-    prompt_activations = choose_prompt_activations(options, activations.value)
+    prompt_activations = choose_prompt_activations(options, activations.value, config=config, formats=formats)
     sparse, attention = choose_sparse(options.sparse_wishes, config, context_length=context_length)
     resolved = ExecutorOptions(
         context_length=context_length,
@@ -247,21 +246,27 @@ def choose_activations(options: LoadOptions, config: ModelConfig, formats: Itera
     return Choice(what, "int8", "fast, and exact enough for a model of this size")
 
 
-def choose_prompt_activations(options: LoadOptions, activations: str) -> Choice:
-    """What quantized weights are multiplied with in the rows of prompts; activations: in all others.
+def choose_prompt_activations(options: LoadOptions, activations: str, *, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
+    """What weights are multiplied with in the rows of prompts; activations: what quantized ones are in all others.
 
-    bfloat16 is more exact than eight bits, and where the CPU has a unit for matrices of it faster, but for prompts of less than some
-    hundred tokens. It is less exact than sixteen bits (docs/lab_notes.md), so that who needs these does not get it unasked.
+    bfloat16 is more exact than eight bits, and where the CPU has a unit for matrices of it faster, but for the shortest prompts. It is
+    less exact than sixteen bits (docs/lab_notes.md), so that who needs these does not get it unasked. Weights in bfloat16 meet it
+    too: it is what a model of such weights was trained with.
     """
     what = "prompt activations"
     if options.prompt_activations != AUTO:
         return Choice(what, options.prompt_activations, "asked for")
-    if activations == "f32":
+    has_bf16_weights = options.activations == AUTO and formats is not None and "bf16" in formats
+    if activations == "f32" and not has_bf16_weights:
         return Choice(what, "same", "nothing is rounded")
     if options.executor == "reference" or options.isa not in capabilities_of(options.executor).bf16_isas:
         return Choice(what, "same", "no unit for matrices of bfloat16")
     if activations == "int16":
         return Choice(what, "same", "bfloat16 is less exact than sixteen bits")
+    if activations == "f32" and config.hidden_size < SMALL_HIDDEN_SIZE:
+        return Choice(what, "same", "bfloat16 shows in the answers of a model this small")
+    if activations == "f32":
+        return Choice(what, "bf16", "as the weights are, and faster on this CPU")
     return Choice(what, "bf16", "faster and more exact than eight bits on this CPU")
 
 
@@ -287,17 +292,16 @@ def read_text_side(checkpoint: Checkpoint, space_prefix: bool | None) -> tuple[T
 
 
 def watched_loader(checkpoint: Checkpoint, progress: LoadProgress | None) -> WeightLoader:
-    """checkpoint.load that tells how far it is, and gives the file's memory back as it goes."""
+    """checkpoint.load that tells how far it is, and gives the file's memory back as it goes: before each tensor, since the system may map
+    two megabytes where one of a few kilobytes was read."""
     total = sum(info.nbytes for info in checkpoint.tensors.values())
-    done = unreleased = 0
+    done = 0
 
     def load(name: str) -> PackedTensor:
-        nonlocal done, unreleased
-        if unreleased >= RELEASE_BYTES:  # the executor has copied what it got before
-            checkpoint.release()
-            unreleased = 0
+        nonlocal done
+        checkpoint.release()  # the executor has copied what it got before
         tensor = checkpoint.load(name)
-        done, unreleased = done + tensor.nbytes, unreleased + tensor.nbytes
+        done += tensor.nbytes
         if progress is not None:
             progress("loading", done, total)
         return tensor

@@ -27,6 +27,7 @@ from minicpm4.errors import MiniCPMError
 from minicpm4.hardware import num_cores
 from minicpm4.model import PackedTensor
 from minicpm4.model.parameters import LAYER_ROLES, layer_parameter
+from minicpm4.quant.activations import meets_bf16
 
 FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0", "ternary_g32", "ternary_g64", "ternary_g128")
 ROWS = (1, 2, 4, 8, 16, 512)
@@ -74,7 +75,8 @@ def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, peaks: Pe
     samples = samples_of(run, copies=copies, repeats=setup.repeats)
     seconds = median(samples)
     byte_rate, operations = weight.nbytes / seconds, 2 * batch * weight.shape[0] * weight.shape[1]
-    peak = "f32" if weight.format.is_dense else "bf16" if setup.activations == "bf16" else "int8"
+    in_bf16 = setup.activations == "bf16" and meets_bf16(weight.format, weight.shape[1])
+    peak = "bf16" if in_bf16 else "f32" if weight.format.is_dense else "int8"
     peak_rate = {"f32": peaks.f32, "bf16": peaks.bf16, "int8": peaks.int8}[peak]
     assert peak_rate, f"there is no unit for {peak}"
     return Product(

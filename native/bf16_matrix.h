@@ -5,8 +5,7 @@
 
 namespace minicpm4::ISA {
 
-constexpr int kBf16Groups = 16;            // decoded together: those of two tiles stay in the first cache while rows pass
-constexpr size_t kFewValues = 1 << 19;     // of rows: so few that all of them stay in the second cache, whatever else passes
+constexpr int kBf16Groups = 16;  // decoded together: those of two tiles stay in the first cache while rows pass
 
 // Groups of a tile, decoded: of each [16 pairs of columns][16 rows][2].
 struct Bf16Tile {
@@ -36,17 +35,27 @@ struct Bf16Product {
         const uint8_t* ahead = stream->ahead_of(tile + group_bytes * (first + i), layout.bits);
         for (size_t line = 0; line < group_bytes; line += 64) __builtin_prefetch(ahead + line);
       }
-      const GroupPlace place = place_of(layout, columns, first + i);
-      const GroupScales s = group_scales<layout.scales, layout.zero>(tile + place.shared, tile + place.own);
-      unroll<8>([&](auto c) {
-        constexpr int half = layout.scales == Scales::k_halves && c >= 4;
-        const u8x64 codes = chunk<layout.bits, c>(tile + place.codes);
-        const auto column = [&](auto j) { return fma(s.scale[half], byte_as_f32<j>(codes), s.offset[half]); };
-        uint16_t* pairs = out.values[i] + 2 * kTileRows * 2 * c;
-        store_bf16_pairs(pairs, column(std::integral_constant<int, 0>{}), column(std::integral_constant<int, 1>{}));
-        store_bf16_pairs(pairs + 2 * kTileRows, column(std::integral_constant<int, 2>{}), column(std::integral_constant<int, 3>{}));
-      });
+      if constexpr (layout.scales == Scales::none) decode_dense(tile + group_bytes * (first + i), out.values[i]);
+      else decode_codes(tile, place_of(layout, columns, first + i), out.values[i]);
     }
+  }
+
+  static void decode_dense(const uint8_t* group, uint16_t* pairs) {
+    constexpr size_t column_bytes = kTileRows * layout.bits / 8;
+    for (int c = 0; c < kGroupColumns; c += 2)
+      store_bf16_pairs(pairs + kTileRows * c, load_dense<format>(group + c * column_bytes), load_dense<format>(group + (c + 1) * column_bytes));
+  }
+
+  ALWAYS_INLINE static void decode_codes(const uint8_t* tile, const GroupPlace& place, uint16_t* pairs) {
+    const GroupScales s = group_scales<layout.scales, layout.zero>(tile + place.shared, tile + place.own);
+    unroll<8>([&](auto c) {
+      constexpr int half = layout.scales == Scales::k_halves && c >= 4;
+      const u8x64 codes = chunk<layout.bits, c>(tile + place.codes);
+      const auto column = [&](auto j) { return fma(s.scale[half], byte_as_f32<j>(codes), s.offset[half]); };
+      uint16_t* four = pairs + 2 * kTileRows * 2 * c;
+      store_bf16_pairs(four, column(std::integral_constant<int, 0>{}), column(std::integral_constant<int, 1>{}));
+      store_bf16_pairs(four + 2 * kTileRows, column(std::integral_constant<int, 2>{}), column(std::integral_constant<int, 3>{}));
+    });
   }
 
   // Adds some groups' part of the product to 16 * blocks rows of out, or begins it. x: of the first row and group.
@@ -76,14 +85,14 @@ struct Bf16Product {
   }
 
   template <int tiles>
-  static void run_rows(const Bf16Rows& x, int first_group, int count, const Bf16Tile* weights, int row, int last_row, const Ahead& ahead, float* out,
+  static void run_rows(const Bf16Rows& x, int first_group, int count, const Bf16Tile* weights, int row, int last_row, const Ahead* ahead, float* out,
                        size_t out_stride) {
     const int first_row = row, num_shares = (last_row - row) / (2 * kMatrixRows);
     const bool begins = first_group == 0;
     const auto at = [&](int r) { return x.at(r, first_group * kGroupColumns); };
     const auto run = [&](auto blocks) {
       for (constexpr int rows = blocks * kMatrixRows; row + rows <= last_row; row += rows) {
-        if (blocks == 2) ahead.ask((row - first_row) / rows, num_shares);
+        if (blocks == 2 && ahead) ahead->ask((row - first_row) / rows, num_shares);
         add_groups<blocks, tiles>(at(row), x.panel_stride, count, weights, begins, out + row * out_stride, out_stride);
       }
     };
@@ -92,12 +101,12 @@ struct Bf16Product {
     if (row < last_row) add_groups_of_few<tiles>(at(row), x.panel_stride, count, weights, begins, last_row - row, out + row * out_stride, out_stride);
   }
 
-  // next: what is read after these tiles. Few values of rows: all groups of two tiles, then the next two, as memory has them. More: some groups of
-  // all tiles, then the next groups, so that a part of the rows stays in the second cache meanwhile.
+  // next: what is read after these tiles. Where rows stay near, all groups of two tiles, then the next two, as memory has them, and asked for in
+  // this order. Else some groups of all tiles, then the next groups, so that a part of the rows stays near meanwhile.
   static void run(const Weight& w, int first_tile, int last_tile, const Rows& x, int row, int last_row, float* out, size_t out_stride, const uint8_t* next) {
     const MatrixUnit unit(kWholeMatrices);
     const int groups = x.columns / kGroupColumns, blocks = (groups + kBf16Groups - 1) / kBf16Groups, pairs = (last_tile - first_tile + 1) / 2;
-    const bool is_by_tiles = static_cast<size_t>(last_row - row) * x.columns <= kFewValues;
+    const bool is_by_tiles = last_row - row < 2 * kMatrixRows || static_cast<size_t>(last_row - row) * x.columns <= kNearValues;
     const size_t bytes = tile_block_bytes(layout, kBlockGroups) * kBf16Groups / kBlockGroups;
     const auto tile_of = [&](int part) { return first_tile + 2 * (is_by_tiles ? part / blocks : part % pairs); };
     const auto block_of = [&](int part) { return is_by_tiles ? part % blocks : part / pairs; };
@@ -105,13 +114,13 @@ struct Bf16Product {
     for (int part = 0; part < blocks * pairs; ++part) {
       const int tile = tile_of(part), first = block_of(part) * kBf16Groups, count = groups - first < kBf16Groups ? groups - first : kBf16Groups;
       const uint8_t* at = part + 1 < blocks * pairs ? w.tile(tile_of(part + 1)) + bytes * block_of(part + 1) : next;
-      const Ahead ahead{{at, at + w.tile_bytes}, is_by_tiles ? 0 : bytes};
+      const Ahead ahead{{at, at + w.tile_bytes}, bytes};
       const auto run_tiles = [&](auto tiles) {
         for (int t = 0; t < tiles; ++t) {
           const Stream stream{w.tile(tile + t + 1), tile + 2 < last_tile ? w.tile(tile + t + 2) : next + t * w.tile_bytes};
           decode(w.tile(tile + t), x.columns, first, count, is_by_tiles ? &stream : nullptr, weights[t]);
         }
-        run_rows<tiles>(x.bf16, first, count, weights, row, last_row, ahead, out + kTileRows * tile, out_stride);
+        run_rows<tiles>(x.bf16, first, count, weights, row, last_row, is_by_tiles ? nullptr : &ahead, out + kTileRows * tile, out_stride);
       };
       if (tile + 1 < last_tile) run_tiles(std::integral_constant<int, 2>{});
       else run_tiles(std::integral_constant<int, 1>{});
@@ -128,7 +137,7 @@ inline void multiply_bf16(const Weight& w, int first_tile, int last_tile, const 
                           const uint8_t* next) {
   unroll<kNumFormats>([&](auto index) {
     constexpr Format format = static_cast<Format>(index());
-    if constexpr (kernel_format(format) != format || layout_of(format).scales == Scales::none) return;
+    if constexpr (kernel_format(format) != format || format == Format::f32) return;
     else if (w.format == format) Bf16Product<format>::run(w, first_tile, last_tile, x, first_row, last_row, out, out_stride, next);
   });
 }

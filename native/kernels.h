@@ -36,6 +36,8 @@ struct Bf16Rows {
   uint16_t* at(int row, int column) const { return values + column / 32 * panel_stride + static_cast<size_t>(row) * 32; }
 };
 
+constexpr size_t kNearValues = 1 << 19;  // of rows: so few that all stay in the second cache, 1 MB of its 2, whatever else passes
+
 // Activations [rows, columns]. Quantized weights are multiplied with codes where there are codes, else with values; by multiply_bf16
 // with those in bfloat16, which `multiply` does not look at.
 struct Rows {
@@ -214,7 +216,7 @@ struct Kernels {
   void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                    const uint8_t* next);
 
-  // The same for quantized weights in bfloat16: activations and weights are rounded to it, the product of two is exact and sums are float32. Null
+  // The same in bfloat16, for weights of which `has_bf16_product` is true: activations and weights are rounded to it, the product of two is exact and sums are float32. Null
   // where no unit multiplies such matrices, and then there is no `to_bf16` either.
   void (*multiply_bf16)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                            const uint8_t* next);

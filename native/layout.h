@@ -120,6 +120,9 @@ struct Weight {
   const uint8_t* tile(int index) const { return data + tile_bytes * index; }
 };
 
+// Whether `multiply_bf16` takes such a weight: all formats but float32, in whole groups of columns.
+constexpr bool has_bf16_product(Format format, int columns) { return format != Format::f32 && columns % kGroupColumns == 0; }
+
 constexpr size_t tile_bytes_of(Format format, int columns) {
   const Layout layout = layout_of(format);
   if (layout.scales == Scales::none) return round_up(static_cast<size_t>(columns) * kTileRows * layout.bits / 8, 64);

@@ -54,9 +54,10 @@ float largest(const float* x, int n) {
 // a core (2026-11-26): 1.57 s with half as many, 1.49 with these, 1.51 with twice as many.
 constexpr int kSparseFloatsPerTask = 1 << 17, kSparseTasks = 2;
 
-int divide_up(int n, int by) { return (n + by - 1) / by; }
+// Floats from a row of a local buffer to the next: no power of two, for tiles of rows would compete for the same lines of a cache.
+size_t local_stride(int task_columns) { return task_columns + kTileRows; }
 
-constexpr int kNearColumns = 1024;  // of 512 rows in bfloat16: 1 MB, which stays in the second cache
+int divide_up(int n, int by) { return (n + by - 1) / by; }
 
 // Fewer rows a task where more threads want tasks: 512, 256 or 128.
 int bf16_rows_per_task(int num_threads) { return num_threads <= 4 ? kBf16RowsPerTask : num_threads <= 8 ? kBf16RowsPerTask / 2 : kRowsPerTask; }
@@ -139,8 +140,7 @@ int Program::add_buffer(int columns, bool is_local) {
   Buffer buffer;
   buffer.columns = columns;
   if (is_local) {
-    const int most_columns = options_.has_bf16_prompts ? 2 * task_columns_ : task_columns_;
-    buffer.stride = most_columns + kTileRows;  // not a power of two: tiles of rows would compete for the same lines of a cache
+    buffer.stride = local_stride(options_.has_bf16_prompts ? 2 * task_columns_ : task_columns_);
     buffer.local = static_cast<int>(locals_.size()) / team_.size();
     const int rows = std::min(options_.max_rows, bf16_rows_per_task(team_.size()));
     for (int member = 0; member < team_.size(); ++member) locals_.push_back(reinterpret_cast<float*>(hot_.take(buffer.stride * rows * sizeof(float))));
@@ -173,9 +173,10 @@ void Program::add(const Instruction& instruction) {
 }
 
 // Rows in bfloat16 that do not stay in the second cache are read again for each task: so tasks have twice the columns, where all members still
-// get as many.
+// get as many of the job's.
 bool Program::has_wide_tasks(const Instruction& product) const {
-  return options_.has_bf16_prompts && !phases_.back().over_wanted && buffers_[product.a].columns > kNearColumns &&
+  const size_t values = static_cast<size_t>(bf16_rows_per_task(team_.size())) * buffers_[product.a].columns;
+  return options_.has_bf16_prompts && !phases_.back().over_wanted && values > kNearValues &&
          divide_up(buffers_[product.out].columns, 2 * task_columns_) % team_.size() == 0;
 }
 
@@ -183,6 +184,7 @@ void Program::check_locals(const Instruction& in) const {
   const auto is_local = [&](int buffer) { return buffer >= 0 && buffers_[buffer].local >= 0; };
   const bool is_in_task = phases_.back().kind == PhaseKind::products && in.op != Op::peaks && !(in.op == Op::rope && is_local(in.b)) &&
                           !(in.op == Op::multiply && options_.code_bytes == 0 && is_local(in.a));
+  if (in.op == Op::peaks && !phases_.back().over_wanted) throw std::invalid_argument("peaks are of wanted rows");
   if (!is_in_task && (is_local(in.out) || is_local(in.a) || is_local(in.b))) throw std::invalid_argument("a local buffer is looked at outside its task");
 }
 
@@ -240,7 +242,7 @@ void Program::run_phase(size_t index, const StepView& step, int member) {
   switch (phase.kind) {
     case PhaseKind::rows: {
       const int num_rows = rows_of(phase, step), first = share_start(num_rows, member), last = share_start(num_rows, member + 1);
-      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns, member, phase.over_wanted});
+      for (const Instruction& in : phase.jobs.front().tail) apply(in, step, {first, last, 0, buffers_[in.out >= 0 ? in.out : in.a].columns, member, 0, phase.over_wanted});
       break;
     }
     case PhaseKind::products: run_products(index, step, member); break;
@@ -286,7 +288,7 @@ void Program::apply(const Instruction& in, const StepView& step, const Slice& sl
 float* Program::cells(int buffer, int i, const Slice& slice) {
   const Buffer& b = buffers_[buffer];
   if (b.local < 0) return row(buffer, i) + slice.first_column;
-  return locals_[b.local * team_.size() + slice.member] + b.stride * (i - slice.first_row);
+  return locals_[b.local * team_.size() + slice.member] + slice.local_stride * (i - slice.first_row);
 }
 
 // One row, the slice's columns. Whole rows for the ops that look at all columns.
@@ -378,17 +380,18 @@ void Program::run_product_task(const Phase& phase, const StepView& step, int mem
   const Job& job = job_of(phase, num_pieces, &task);
   const Piece& piece = pieces[task % num_pieces];
   const int first_column = task / num_pieces * job.task_columns, first_tile = first_column / kTileRows;
-  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + job.task_columns, job.columns), member, phase.over_wanted};
+  const Slice slice{piece.first_row, piece.last_row, first_column, std::min(first_column + job.task_columns, job.columns), member, local_stride(job.task_columns), phase.over_wanted};
   for (size_t i = 0; i < job.products.size(); ++i) {
     const Instruction& in = job.products[i];
     const Weight& weight = weights_[in.weight];
-    float* out = cells(in.out, slice.first_row, slice) - buffers_[in.out].stride * slice.first_row - slice.first_column;  // of row 0, column 0
+    const size_t stride = buffers_[in.out].local < 0 ? buffers_[in.out].stride : slice.local_stride;
+    float* out = cells(in.out, slice.first_row, slice) - stride * slice.first_row - slice.first_column;  // of row 0, column 0
     const uint8_t* next = i + 1 < job.products.size() ? weights_[job.products[i + 1].weight].tile(first_tile) : after;
-    const bool is_bf16 = piece.is_bf16 && layout_of(weight.format).scales != Scales::none;
+    const bool is_bf16 = piece.is_bf16 && has_bf16_product(weight.format, weight.columns);
     const auto multiply = is_bf16 ? kernels_.multiply_bf16 : kernels_.multiply;
     const int last_tile = divide_up(slice.last_column, kTileRows), most_rows = is_bf16 ? slice.last_row - slice.first_row : kRowsPerTask;
     for (int row = slice.first_row; row < slice.last_row; row += most_rows)
-      multiply(weight, first_tile, last_tile, rows_of(buffers_[in.a]), row, std::min(row + most_rows, slice.last_row), out, buffers_[in.out].stride, next);
+      multiply(weight, first_tile, last_tile, rows_of(buffers_[in.a]), row, std::min(row + most_rows, slice.last_row), out, stride, next);
   }
   for (const Instruction& in : job.tail) apply(in, step, slice);
 }

@@ -108,7 +108,7 @@ class Program {
  private:
   struct Buffer {
     int columns = 0, local = -1;  // local: which of a member's local arrays its values are in, -1 for none
-    size_t stride = 0;
+    size_t stride = 0;  // of a local buffer: the widest task's
     Memory values, high, low, scales, half_sums;  // all but the first are empty where nothing is encoded
     Bf16Rows bf16 = {};                            // in hot_
 
@@ -125,6 +125,7 @@ class Program {
   };
   struct Slice {
     int first_row, last_row, first_column, last_column, member;
+    size_t local_stride;
     bool over_wanted;
   };
   // Rows that a task of products takes.
@@ -188,7 +189,7 @@ class Program {
   const Kernels& kernels_;
   Team& team_;
   const Options options_;
-  const int task_columns_;  // of a product, but for wide tasks, which have twice as many
+  const int task_columns_;  // of a product; wide tasks, which the head never has, have twice as many
   std::vector<std::shared_ptr<const Arena>> kept_;
   std::vector<Weight> weights_;
   std::vector<Memory> vectors_;
@@ -196,8 +197,8 @@ class Program {
   std::vector<Phase> phases_;
   std::vector<Share> shares_;    // [phase][member]
   std::vector<Memory> scratch_;  // one a thread
-  Arena hot_;                    // what products read again and again
-  std::vector<float*> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `stride` apart
+  Arena hot_;                    // in huge pages: local values, and rows in bfloat16
+  std::vector<float*> locals_;   // [local array][member]: the rows of a piece, the columns of a task, `local_stride` apart
   std::vector<Piece> pieces_, wanted_pieces_;  // of the step's rows
   std::vector<bool> are_bf16_;   // of the step's rows
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows

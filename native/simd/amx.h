@@ -34,7 +34,7 @@ template <int n>
 inline void load_matrix(const void* from, size_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(n) : "memory");
 }
-// The same of what is looked at once, and should not drive out of the first cache what is looked at again.
+// The same of what is not looked at again soon, and should not drive out of the first cache what is.
 template <int n>
 inline void load_passing_matrix(const void* from, size_t stride) {
   asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(n) : "memory");

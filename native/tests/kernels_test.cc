@@ -95,7 +95,7 @@ void check_multiply_bf16(const Kernels& k, Format format, int rows, int columns,
         const double term = static_cast<double>(weights[c]) * bf16_to_f32(f32_to_bf16(x.values[i * x.stride + c]));
         wanted += term, size += std::fabs(term), largest = std::max(largest, std::fabs(term));
       }
-      const double between = layout_of(format).scales == Scales::plain ? 0 : largest / 128;
+      const double between = layout_of(format).scales == Scales::plain || layout_of(format).scales == Scales::none ? 0 : largest / 128;
       expect_near(out[i * out_stride + r], wanted, 1e-6 * size + between, k.name, "rounded product");
     }
   }
@@ -452,10 +452,11 @@ void check(const Kernels& k) {
   }
   for (int f = 0; f < kNumFormats && k.multiply_bf16; ++f) {
     const Format format = static_cast<Format>(f);
-    if (block_columns(format) == 1) continue;
-    const int unit = block_columns(format);
-    for (const int rows : {1, 33}) for (const int blocks : {1, 3, unit == 32 ? 17 : 2}) for (const int count : {1, 15, 16, 17, 33, 70}) check_multiply_bf16(k, format, rows, unit * blocks, count / 3, count);
+    if (format == Format::f32) continue;
+    const int unit = std::max(block_columns(format), kGroupColumns);
+    for (const int rows : {1, 33}) for (const int blocks : {1, 3, unit == kGroupColumns ? 17 : 2}) for (const int count : {1, 15, 16, 17, 33, 70}) check_multiply_bf16(k, format, rows, unit * blocks, count / 3, count);
   }
+  if (k.multiply_bf16) check_multiply_bf16(k, Format::q4_0, 33, 1056, 0, 500);  // more values of rows than stay near
   check_rows(k);
   for (const int code_bytes : {1, 2}) check_quantize(k, code_bytes);
   for (const KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8}) {

@@ -306,21 +306,26 @@ def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choi
 
 
 @pytest.mark.parametrize(
-    ("options", "activations", "choice"),
+    ("options", "activations", "formats", "hidden_size", "choice"),
     [
-        ({"prompt_activations": "bf16"}, "int16", "bf16 (asked for)"),
-        ({}, "f32", "same (nothing is rounded)"),
-        ({"isa": "generic"}, "int8", "same (no unit for matrices of bfloat16)"),
-        ({"executor": "reference"}, "int8", "same (no unit for matrices of bfloat16)"),
-        ({"isa": "of the test"}, "int16", "same (bfloat16 is less exact than sixteen bits)"),
-        ({"isa": "of the test"}, "int8", "bf16 (faster and more exact than eight bits on this CPU)"),
+        ({"prompt_activations": "bf16"}, "int16", ("q4_0",), 96, "bf16 (asked for)"),
+        ({}, "f32", ("f16",), 1024, "same (nothing is rounded)"),
+        ({"isa": "of the test", "activations": "f32"}, "f32", ("bf16",), 1024, "same (nothing is rounded)"),
+        ({"isa": "generic"}, "int8", None, 1024, "same (no unit for matrices of bfloat16)"),
+        ({"isa": "generic"}, "f32", ("bf16",), 1024, "same (no unit for matrices of bfloat16)"),
+        ({"executor": "reference"}, "int8", ("q4_0",), 1024, "same (no unit for matrices of bfloat16)"),
+        ({"isa": "of the test"}, "int16", ("q4_0",), 96, "same (bfloat16 is less exact than sixteen bits)"),
+        ({"isa": "of the test"}, "f32", ("bf16",), 96, "same (bfloat16 shows in the answers of a model this small)"),
+        ({"isa": "of the test"}, "f32", ("f32", "bf16"), 1024, "bf16 (as the weights are, and faster on this CPU)"),
+        ({"isa": "of the test"}, "int8", ("q4_0", "bf16"), 1024, "bf16 (faster and more exact than eight bits on this CPU)"),
     ],
     ids=str,
 )
-def test_activations_of_prompts_are_chosen_for_the_cpu(monkeypatch, options, activations, choice):
+def test_activations_of_prompts_are_chosen_for_the_cpu(monkeypatch, options, activations, formats, hidden_size, choice):
     able = replace(capabilities_of("native"), bf16_isas=frozenset(("of the test",)))
     monkeypatch.setattr("minicpm4.engine.load.capabilities_of", lambda name: able)
-    assert str(choose_prompt_activations(LoadOptions(**options), activations)) == f"prompt activations {choice}"
+    found = choose_prompt_activations(LoadOptions(**options), activations, config=toy_config(hidden_size=hidden_size), formats=formats)
+    assert str(found) == f"prompt activations {choice}"
 
 
 @pytest.fixture(scope="module")

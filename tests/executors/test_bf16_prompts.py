@@ -1,5 +1,7 @@
 """Prompts in bfloat16: near the reference in every format, and a row's logits its own whatever is computed with it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,10 @@ from tests.toy import TOY, plan_step, toy_config, toy_executor, toy_weights
 needs_unit = pytest.mark.skipif(None not in capabilities_of("native").bf16_isas, reason="no unit for matrices of bfloat16 (AMX)")
 # Whole blocks of every format, and enough columns that two threads take wide tasks, which three or nine do not.
 WIDE = toy_config(hidden_size=512, intermediate_size=1280, num_layers=2, head_dim=32, num_heads=8, context_length=1024)
-QUANTIZED = [name for name, form in STORAGE_FORMATS.items() if not form.is_dense]
+WIDER = replace(
+    WIDE, hidden_size=1280, intermediate_size=1536, num_heads=16
+)  # wide tasks of q, gate and up as well; of k and v they would be half empty
+ROUNDED = [name for name in STORAGE_FORMATS if name != "f32"]
 TOKENS = np.random.default_rng(3).integers(0, WIDE.vocab_size, 600)
 
 
@@ -20,14 +25,14 @@ def rms(values):
     return float(np.sqrt(np.mean(values**2)))
 
 
-def executor_of(format_name="q4_0", **options):
-    weights = toy_weights(WIDE, format_name=format_name)
+def executor_of(format_name="q4_0", *, config=WIDE, **options):
+    weights = toy_weights(config, format_name=format_name)
     chosen = {"prompt_activations": "bf16", "activations": "int8", "max_step_tokens": 600, **options}
-    return toy_executor("native", WIDE, weights, **chosen)
+    return toy_executor("native", config, weights, **chosen)
 
 
 @needs_unit
-@pytest.mark.parametrize("format_name", QUANTIZED)
+@pytest.mark.parametrize("format_name", ROUNDED)
 def test_prompts_are_rounded_as_the_reference_rounds(format_name):
     """A value that lies between two of bfloat16 may go to the other one, as sums in another order differ, and moves all that follows."""
     step = plan_step([(TOKENS[:40], 0, [0]), (TOKENS[:30], 0, [1])], prompts=[0])
@@ -63,6 +68,17 @@ def test_a_row_is_its_own(activations):
     np.testing.assert_array_equal(others.run(plan_step([(TOKENS, 0, range(10))], prompts=[0])), whole)
     narrow = executor_of(activations=activations, threads=3, max_step_tokens=17)
     np.testing.assert_array_equal(narrow.run(plan_step([(TOKENS[:17], 0, [0])], prompts=[0])), whole[:17])
+
+
+@needs_unit
+@pytest.mark.parametrize("heads", [1, 8], ids=lambda heads: f"{heads} kv heads")
+def test_wide_tasks_compute_what_narrow_ones_do(heads):
+    """One thread, two and five: as many wide tasks as the columns and the threads allow."""
+    config = replace(WIDER, num_kv_heads=heads)
+    step = plan_step([(TOKENS[:70], 0, [0, 1])], prompts=[0])
+    wanted = executor_of(config=config, threads=5).run(step).copy()
+    for threads in (1, 2):
+        np.testing.assert_array_equal(executor_of(config=config, threads=threads).run(step), wanted)
 
 
 @needs_unit

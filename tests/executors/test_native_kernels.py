@@ -70,7 +70,7 @@ def test_neon_kernels_under_an_emulator(tmp_path):
         assert run_kernel_tests("qemu-aarch64", "-cpu", cpu, program, "names").split() == usable
 
 
-@pytest.mark.skipif("amx" in _native.usable_isas(), reason="this machine runs these kernels themselves")
+@pytest.mark.skipif("amx" in _native.usable_isas(), reason="this machine runs these kernels themselves, and compiling them takes long")
 @pytest.mark.skipif(
     not Path("/usr/include/simde").exists() or platform.machine() != "x86_64", reason="apt install libsimde-dev (on x86-64)"
 )

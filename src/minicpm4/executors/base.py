@@ -39,8 +39,8 @@ class ExecutorOptions:
     context_length: the most tokens that one sequence may hold. num_pages: pages of the KV cache, shared by all sequences.
     max_step_tokens: the most rows of one step. kv_format: how keys and values are stored, one of quant.KV_FORMATS.
     threads: CPU threads. isa: instruction set (native only). activations: "int8", "int16" or "f32", what quantized weights
-    are multiplied with. prompt_activations: "same", or "bf16", where rows of a prompt and quantized weights of layers are rounded to
-    bfloat16 (reference; native, where the instruction set has such products). device: "cpu", "cuda" (torch only) or "ascend" (mindspore
+    are multiplied with. prompt_activations: "same", or "bf16", where rows of a prompt and weights of layers, but float32 ones, are rounded
+    to bfloat16 (reference; native, where the instruction set has such products). device: "cpu", "cuda" (torch only) or "ascend" (mindspore
     only). repack_file: where the packed weights are kept between loads (native only); None for nowhere.
     sparse: the rule by which rows attend to some blocks only (`model.sparse`); None where all attention is dense.
     """

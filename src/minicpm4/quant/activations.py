@@ -1,4 +1,4 @@
-"""Activations as whole numbers, or in bfloat16: what a quantized weight is multiplied with when an executor is told so.
+"""Activations as whole numbers, or in bfloat16: what a weight is multiplied with when an executor is told so.
 
 This is the algorithm to the bit; every executor that offers coded activations follows it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minicpm4.model.tensors import StorageFormat
 from minicpm4.quant.codec import reciprocal
 from minicpm4.quant.formats import dequantize, quantize
 
@@ -38,6 +39,11 @@ def round_activations(x_TK: np.ndarray, kind: str) -> np.ndarray:
         return round_bf16(x_TK)
     codes, scales = quantize_activations(x_TK, kind)
     return codes * np.repeat(scales, GROUP_COLUMNS, axis=1)
+
+
+def meets_bf16(form: StorageFormat, columns: int) -> bool:
+    """Whether a weight of layers, stored so, is multiplied in bfloat16 where prompts are: all but float32, in whole groups of columns."""
+    return form.name != "f32" and columns % GROUP_COLUMNS == 0
 
 
 def round_bf16(x: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
 from minicpm4.model.parameters import parameter_shapes
 from minicpm4.quant import KV_FORMATS, dequantize
+from minicpm4.quant.activations import meets_bf16
 
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
 CAPABILITIES = Capabilities(
@@ -98,13 +99,14 @@ class NativeExecutor:
 
         model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
         calls = add_scale_to_embedding(record(model, is_sparse=options.sparse is not None))
-        quantized = {name for name, m in matrices.items() if not STORAGE_FORMATS[m.format_name].is_dense}
-        has_codes = CODE_BYTES[options.activations] > 0
-        if has_codes or options.prompt_activations == "bf16":
-            calls = add_encoding(calls, quantized)
+        forms = {name: STORAGE_FORMATS[m.format_name] for name, m in matrices.items()}
+        in_codes = {name for name, form in forms.items() if not form.is_dense and CODE_BYTES[options.activations] > 0}
+        has_bf16 = options.prompt_activations == "bf16"
+        in_bf16 = {name for name, form in forms.items() if has_bf16 and meets_bf16(form, matrices[name].shape[1])}
+        calls = add_encoding(calls, in_codes | in_bf16)
         calls = add_peaks(calls, task_columns=self._program.task_columns)
         phases = group_phases(calls, head_dim=self.config.head_dim)
-        self._write_program(phases, places, encoded=quantized if has_codes else set())
+        self._write_program(phases, places, encoded=in_codes)
         if options.repack_file is not None and not kept:
             self._keep(options.repack_file, matrices)
         return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)

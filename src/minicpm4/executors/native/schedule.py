@@ -41,9 +41,9 @@ class Phase:
         return tuple(call for job in self.jobs for call in (*job.products, *job.tail))
 
 
-def add_encoding(calls: list[Call], quantized: Collection[str]) -> list[Call]:
-    """Inserts `encode` after the maker of each value that a quantized weight multiplies."""
-    wanted = {call.inputs[0].index for call in calls if call.op == "multiply" and call.weight in quantized}
+def add_encoding(calls: list[Call], weights: Collection[str]) -> list[Call]:
+    """Inserts `encode` after the maker of each value that one of the weights multiplies."""
+    wanted = {call.inputs[0].index for call in calls if call.op == "multiply" and call.weight in weights}
     result = []
     for call in calls:
         result.append(call)

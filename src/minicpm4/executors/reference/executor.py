@@ -12,6 +12,7 @@ from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
 from minicpm4.model.parameters import EMBEDDING, HEAD
 from minicpm4.quant import KV_FORMATS, dequantize, round_bf16
+from minicpm4.quant.activations import meets_bf16
 
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
@@ -44,7 +45,8 @@ class ReferenceExecutor:
         def load(name: str) -> ReferenceWeight:
             tensor = weights(name)
             values, is_low_bit = dequantize(tensor), not tensor.format.is_dense
-            has_bf16 = options.prompt_activations == "bf16" and is_low_bit and name not in (EMBEDDING, HEAD)
+            is_product = len(tensor.shape) == 2 and name not in (EMBEDDING, HEAD)
+            has_bf16 = options.prompt_activations == "bf16" and is_product and meets_bf16(tensor.format, tensor.shape[1])
             return ReferenceWeight(values, is_low_bit, round_bf16(values) if has_bf16 else None)
 
         self.choices: tuple[Choice, ...] = ()

@@ -19,7 +19,7 @@ from minicpm4.engine.sparse import SparseWishes, choose_sparse
 from minicpm4.errors import ConfigError
 from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
 from minicpm4.hardware import Choice, cache_folder, num_cores
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, ModelConfig, PackedTensor
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
 from minicpm4.quant import KV_FORMATS
@@ -207,7 +207,7 @@ def resolve_options(
     resolved = ExecutorOptions(
         context_length=context_length,
         num_pages=num_pages,
-        max_step_tokens=MAX_STEP_TOKENS,
+        max_step_tokens=min(MAX_STEP_TOKENS, num_pages * PAGE_TOKENS),  # every row has a place in the cache
         kv_format=kv_format.value,
         threads=threads,
         isa=options.isa,

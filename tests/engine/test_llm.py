@@ -15,7 +15,7 @@ import pytest
 from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestError, SamplingParams, UnsupportedError
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params, eos_of
-from minicpm4.engine.load import choose_activations, choose_prompt_activations
+from minicpm4.engine.load import choose_activations, choose_prompt_activations, resolve_options
 from minicpm4.executors import capabilities_of
 from minicpm4.model.config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
@@ -303,6 +303,12 @@ def test_a_forked_process_is_told(default_gguf):
 )
 def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choice):
     assert str(choose_activations(LoadOptions(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
+
+
+@pytest.mark.parametrize(("num_pages", "rows"), [(1, 64), (100, 512)])
+def test_a_step_has_no_more_rows_than_the_cache_has_places(num_pages, rows):
+    options, _ = resolve_options(LoadOptions(), toy_config(), context_length=64, num_pages=num_pages)
+    assert options.max_step_tokens == rows
 
 
 @pytest.mark.parametrize(

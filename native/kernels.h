@@ -216,8 +216,8 @@ struct Kernels {
   void (*multiply)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                    const uint8_t* next);
 
-  // The same in bfloat16, for weights of which `has_bf16_product` is true: activations and weights are rounded to it, the product of two is exact and sums are float32. Null
-  // where no unit multiplies such matrices, and then there is no `to_bf16` either.
+  // The same in bfloat16, for weights of which `has_bf16_product` is true: activations and weights are rounded to it, the product of two is exact
+  // and sums are float32. Null where no unit multiplies such matrices, and then there is no `to_bf16` either.
   void (*multiply_bf16)(const Weight& weight, int first_tile, int last_tile, const Rows& x, int first_row, int last_row, float* out, size_t out_stride,
                            const uint8_t* next);
   // Columns of a row, both multiples of 32, from `column` on, to the nearest, ties to even; subnormals to zero.

@@ -39,8 +39,8 @@ class LoadOptions:
     executor: "native", "reference", "torch" or "mindspore". context_length: the most tokens of a sequence; None for the model's own, or
     what fits the memory. cache_tokens: tokens that all sequences together may hold; None for one context. threads: None for
     one a core. isa: instruction set of the native executor, None for the best. activations: what quantized weights are
-    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). prompt_activations: the same for the rows of prompts:
-    "same", "bf16", or "auto" (see `choose_prompt_activations`). kv_format: how keys and values are
+    multiplied with: "int8", "int16", "f32", or "auto" (see `choose_activations`). prompt_activations: what weights are multiplied with in
+    the rows of prompts: "same", "bf16", or "auto" (see `choose_prompt_activations`). kv_format: how keys and values are
     stored: "f16", "bf16", "f32", "int8" (half the memory of f16; not in torch), or "auto" (see `choose_kv_format`).
     device: "cpu", "cuda" (torch) or "ascend" (mindspore).
     space_prefix: whether a GGUF file's SentencePiece tokenizer puts a space before each piece of text, as llama.cpp does; None

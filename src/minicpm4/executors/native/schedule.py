@@ -1,6 +1,6 @@
 """From recorded calls to phases: between two phases all threads wait for each other, so fewer is faster.
 
-Rewrites, each small: inputs of quantized products are encoded as soon as they are made; neighbours that work row by row share a
+Rewrites, each small: inputs of products are encoded, where these want it, as soon as they are made; neighbours that work row by row share a
 phase; neighbouring products share one, and what follows them column by column is done to each piece while it is in the cache;
 values that are dead lend their buffer to the next of the same shape, and those that only their own task looks at are kept a task's worth.
 """

@@ -14,9 +14,8 @@ from tests.toy import TOY, plan_step, toy_config, toy_executor, toy_weights
 needs_unit = pytest.mark.skipif(None not in capabilities_of("native").bf16_isas, reason="no unit for matrices of bfloat16 (AMX)")
 # Whole blocks of every format, and enough columns that two threads take wide tasks, which three or nine do not.
 WIDE = toy_config(hidden_size=512, intermediate_size=1280, num_layers=2, head_dim=32, num_heads=8, context_length=1024)
-WIDER = replace(
-    WIDE, hidden_size=1280, intermediate_size=1536, num_heads=16
-)  # wide tasks of q, gate and up as well; of k and v they would be half empty
+# Wide tasks of q, gate and up as well.
+WIDER = replace(WIDE, hidden_size=1280, intermediate_size=1536, num_heads=16)
 ROUNDED = [name for name in STORAGE_FORMATS if name != "f32"]
 TOKENS = np.random.default_rng(3).integers(0, WIDE.vocab_size, 600)
 

@@ -2,7 +2,7 @@
 built, and with those of other machines.
 
 Foreign instruction sets run under an emulator: AArch64 NEON, also its i8mm, through qemu-user, AVX-512 and AMX, where the
-machine lacks one of them, through portable intrinsics.
+machine lacks AMX, through portable intrinsics.
 """
 
 import platform

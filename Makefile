@@ -1,5 +1,6 @@
 # make chat PROMPT="..."   answer a question (without PROMPT: an interactive chat)
 # make test                everything the tests need, then the tests
+# make test-whole          differential tests at full size, against transformers and llama.cpp (built from its package, some minutes)
 # make test-mindspore      the MindSpore executor, in an environment of its own (2 GB; MINDSPORE=2.7.0 for another version)
 # make lint                formatting, lints, types
 # make bench               the default model's speed on this machine
@@ -15,7 +16,10 @@ MINDSPORE ?= 2.10.0
 MINDSPORE_VENV := .venv-mindspore-$(MINDSPORE)
 NATIVE := pyproject.toml $(wildcard native/*.* native/simd/*)
 
-.PHONY: chat test test-mindspore lint bench compare clean
+LLAMA_CPP := llama-cpp-python==0.3.36
+PORTABLE := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF  # AMX code by GCC 12 crashes in it
+
+.PHONY: chat test test-whole test-mindspore lint bench compare clean
 
 chat: $(VENV)/installed
 	@$(BIN)/minicpm4 chat $(if $(PROMPT),-p "$(PROMPT)") $(ARGS)
@@ -29,6 +33,10 @@ compare: $(VENV)/tested
 test: $(VENV)/tested
 	$(BIN)/minicpm4 pull default
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+test-whole: $(VENV)/peers
+	$(BIN)/minicpm4 pull default
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m whole $(ARGS)
 
 test-mindspore: $(MINDSPORE_VENV)/tested
 	$(MINDSPORE_VENV)/bin/minicpm4 pull default
@@ -55,6 +63,11 @@ $(VENV)/tested: $(NATIVE) | $(VENV)/bin/pip
 	@echo "building the native kernels (a minute or two, once)" >&2
 	$(PIP) $(INSTALL) -e '.[test,lint]'
 	@touch $(VENV)/installed $@
+
+$(VENV)/peers: $(VENV)/tested
+	@echo "building llama.cpp, to compare with (some minutes, once)" >&2
+	CMAKE_ARGS="$(PORTABLE)" $(PIP) $(INSTALL) '$(LLAMA_CPP)'
+	@touch $@
 
 $(MINDSPORE_VENV)/tested: $(NATIVE)
 	@echo "building the native kernels and installing MindSpore $(MINDSPORE) (800 MB, once)" >&2

@@ -31,7 +31,7 @@ using Pages = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 
-constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0",
+constexpr const char* kFormatNames[kNumFormats] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "tq1_0", "tq2_0", "q2_0", "q2_0_g128",
                                                     "ternary_g32", "ternary_g64", "ternary_g128", "ternary_g256"};
 
 Format format_named(const std::string& name) {
@@ -285,6 +285,7 @@ NB_MODULE(_native, m) {
 
   nb::enum_<Op>(m, "Op")
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
+      .value("rms_norm_heads", Op::rms_norm_heads).value("add_bias", Op::add_bias)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
       .value("encode", Op::encode).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
       .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks)

@@ -28,8 +28,8 @@ constexpr int kTileRows = 16;
 constexpr int kGroupColumns = 32;
 constexpr int kSuperColumns = 256;  // columns that share the outer scale of the k formats
 
-enum class Format { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, tq1_0, tq2_0, ternary_g32, ternary_g64, ternary_g128, ternary_g256 };
-constexpr int kNumFormats = 17;
+enum class Format { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, tq1_0, tq2_0, q2_0, q2_0_g128, ternary_g32, ternary_g64, ternary_g128, ternary_g256 };
+constexpr int kNumFormats = 19;
 
 // Where scale and offset of a group's 16 rows come from; sizes are bytes, all 16 rows.
 enum class Scales {
@@ -63,7 +63,9 @@ constexpr Layout layout_of(Format format) {
     case Format::q5_k: return {5, Scales::k_affine, 0};
     case Format::q6_k: return {6, Scales::k_halves, 32};
     case Format::ternary_g32: return {2, Scales::plain, 1, 1};
+    case Format::q2_0:
     case Format::ternary_g64: return {2, Scales::plain, 1, 2};
+    case Format::q2_0_g128:
     case Format::ternary_g128: return {2, Scales::plain, 1, 4};
     case Format::tq1_0:
     case Format::tq2_0:

@@ -96,10 +96,10 @@ void read_tq1_0(const uint8_t* block, int j, Group& group) {  // 48 bytes of 5 t
   group.scale = read_u16(block + 52);
 }
 
-// A block of g columns: g / 4 bytes of codes, then half d. Column c's code is bits 2 (c % 4) and up of byte c / 4.
-void read_ternary(const uint8_t* block, int num_columns, int j, Group& group) {
-  for (int i = 0; i < kGroupColumns; ++i) group.codes[i] = block[8 * j + i / 4] >> 2 * (i % 4) & 3;
-  group.scale = read_u16(block + num_columns / 4);
+// A block of g columns: g / 4 bytes of codes and half d, one of them first. Column c's code is bits 2 (c % 4) and up of byte c / 4.
+void read_ternary(const uint8_t* codes, const uint8_t* scale, int j, Group& group) {
+  for (int i = 0; i < kGroupColumns; ++i) group.codes[i] = codes[8 * j + i / 4] >> 2 * (i % 4) & 3;
+  group.scale = read_u16(scale);
 }
 
 // Group `index` of a stored row.
@@ -135,7 +135,9 @@ void read_group(Format format, const uint8_t* row, int index, Group& group) {
     case Format::ternary_g32:
     case Format::ternary_g64:
     case Format::ternary_g128:
-    case Format::ternary_g256: return read_ternary(block, block_columns(format), index % (block_columns(format) / kGroupColumns), group);
+    case Format::ternary_g256: return read_ternary(block, block + block_columns(format) / 4, index % (block_columns(format) / kGroupColumns), group);
+    case Format::q2_0:
+    case Format::q2_0_g128: return read_ternary(block + 2, block, index % (block_columns(format) / kGroupColumns), group);
     default: return;
   }
 }
@@ -206,7 +208,7 @@ int block_columns(Format format) {
 }
 
 size_t block_bytes(Format format) {
-  static constexpr size_t sizes[kNumFormats] = {4, 2, 2, 34, 18, 20, 22, 24, 144, 176, 210, 54, 66, 10, 18, 34, 66};
+  static constexpr size_t sizes[kNumFormats] = {4, 2, 2, 34, 18, 20, 22, 24, 144, 176, 210, 54, 66, 18, 34, 10, 18, 34, 66};
   return sizes[static_cast<int>(format)];
 }
 

@@ -280,6 +280,16 @@ void Program::take_tasks(size_t phase, int num_tasks, int member, Work work) {
   }
 }
 
+// One head; the kernel takes whole vectors, and heads of other widths lie side by side.
+void Program::rms_norm_head(const float* x, const float* weight, float eps, float* out) const {
+  const int columns = options_.head_dim;
+  if (columns % 16 == 0) return kernels_.rms_norm(x, weight, columns, eps, out, columns);
+  float squares = 0;
+  for (int i = 0; i < columns; ++i) squares += x[i] * x[i];
+  const float inverse = 1 / std::sqrt(squares / columns + eps);
+  for (int i = 0; i < columns; ++i) out[i] = x[i] * inverse * weight[i];
+}
+
 void Program::apply(const Instruction& in, const StepView& step, const Slice& slice) {
   for (int i = slice.first_row; i < slice.last_row; ++i) apply_row(in, step, i, slice);
 }
@@ -303,6 +313,10 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, cons
       break;
     case Op::scale: kernels_.scale(a, in.factor, out, n); break;
     case Op::rms_norm: kernels_.rms_norm(a, vectors_[in.vector].as<float>(), last, in.factor, out, n); break;
+    case Op::rms_norm_heads:
+      for (int column = 0; column < last - first; column += head_dim) rms_norm_head(a + column, vectors_[in.vector].as<float>(), in.factor, out + column);
+      break;
+    case Op::add_bias: kernels_.add_scaled(a, vectors_[in.vector].as<float>() + first, 1.0f, out, n); break;
     case Op::add_scaled: kernels_.add_scaled(a, cells(in.b, i, slice), in.factor, out, n); break;
     case Op::swiglu: kernels_.swiglu(a, cells(in.b, i, slice), out, n); break;
     case Op::rotation: {

@@ -30,11 +30,12 @@ struct StepView {
   int num_tokens, num_sequences, pages_stride, num_wanted;
 };
 
-enum class Op { embed, scale, rms_norm, add_scaled, swiglu, rotation, rope, take, encode, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
+enum class Op { embed, scale, rms_norm, rms_norm_heads, add_scaled, add_bias, swiglu, rotation, rope, take, encode, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
 
 // Operands that an op does not use are -1 or 0.
 //   embed    out = factor * weight[tokens]          multiply  out = weight . a, with what a was encoded to
 //   scale    out = factor * a                       rms_norm  out = a / rms(a; eps = factor) * vector
+//   rms_norm_heads  the same of each head of a      add_bias  out = a + vector
 //   add_scaled  out = a + factor * b                swiglu    out = silu(a) * b
 //   rotation    out = cosines | sines of positions by the table `vector`
 //   rope        out = a turned by b                 take      out[i] = a[wanted[i]]
@@ -151,6 +152,7 @@ class Program {
   };
 
   void run_phase(size_t index, const StepView& step, int member);
+  void rms_norm_head(const float* x, const float* weight, float eps, float* out) const;
   void apply(const Instruction& in, const StepView& step, const Slice& slice);
   void apply_row(const Instruction& in, const StepView& step, int i, const Slice& slice);
   float* cells(int buffer, int i, const Slice& slice);

@@ -35,20 +35,22 @@ class Op(Enum):
     embed = 0
     scale = 1
     rms_norm = 2
-    add_scaled = 3
-    swiglu = 4
-    rotation = 5
-    rope = 6
-    take = 7
-    encode = 8
-    store_keys = 9
-    store_values = 10
-    multiply = 11
-    attend = 12
-    merge = 13
-    peaks = 14
-    compress = 15
-    select = 16
+    rms_norm_heads = 3
+    add_scaled = 4
+    add_bias = 5
+    swiglu = 6
+    rotation = 7
+    rope = 8
+    take = 9
+    encode = 10
+    store_keys = 11
+    store_values = 12
+    multiply = 13
+    attend = 14
+    merge = 15
+    peaks = 16
+    compress = 17
+    select = 18
 
 class PhaseKind(Enum):
     rows = 0

@@ -13,7 +13,7 @@ from minicpm4.checkpoint import Checkpoint, open_checkpoint, read_safetensors
 from minicpm4.checkpoint.write_folder import write_folder
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.model import PackedTensor
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 from minicpm4.model.parameters import EMBEDDING, NORM, layer_parameter, parameter_shapes
 from minicpm4.quant import dequantize, quantize
 from tests.toy import plan_step, toy_executor

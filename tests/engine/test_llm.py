@@ -14,10 +14,11 @@ import pytest
 
 from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestError, SamplingParams, UnsupportedError
 from minicpm4.engine import LoadOptions
-from minicpm4.engine.defaults import default_params, eos_of
+from minicpm4.engine.defaults import default_params
+from minicpm4.engine.ends import ids_in
 from minicpm4.engine.load import choose_activations, choose_prompt_activations, resolve_options
 from minicpm4.executors import capabilities_of
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
 from tests.toy import toy_config
 
@@ -142,7 +143,7 @@ def test_logprobs_are_those_of_the_logits(llm):
 
 
 def test_whether_bos_goes_first_is_explicit(llm):
-    assert not llm.loaded.tokenizer.adds_bos
+    assert llm.loaded.tokenizer.before == ()
     assert llm.encode("hi") == llm.encode("hi", add_bos=False)
     assert llm.encode("hi", add_bos=True) == [llm.loaded.tokenizer.bos_id, *llm.encode("hi")]
 
@@ -368,7 +369,7 @@ def test_generation_defaults():
     params, warnings = default_params({"do_sample": True, "temperature": -1})
     assert params == SamplingParams()
     assert "its defaults are not used" in warnings[0]
-    assert [eos_of({"eos_token_id": value}) for value in (None, 2, [2, 5], True)] == [(), (2,), (2, 5), ()]
+    assert [ids_in(value) for value in (None, 2, [2, 5], True)] == [[], [2], [2, 5], []]
 
 
 def test_everything_public_is_typed_and_described():

@@ -12,7 +12,8 @@ from minicpm4.engine import LLM, LoadOptions, SamplingParams
 from minicpm4.engine.load import plan_load
 from minicpm4.engine.sparse import SparseWishes, choose_sparse
 from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.model.config import SparseConfig, config_from_hf
+from minicpm4.model.config import SparseConfig
+from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
 from tests.toy import TOY, toy_config
 

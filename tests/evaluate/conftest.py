@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minicpm4.engine import LLM, LoadOptions
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import TINY_JSON, tiny_weights, write_folder
 from tests.text.tiny_tokenizers import write_tokenizer_folder
 

@@ -18,6 +18,7 @@ from minicpm4.evaluate.needle import batches
 from minicpm4.evaluate.prose import Text, read_text
 from minicpm4.evaluate.samples import Cell, frame_of, largest, make_sample
 from minicpm4.evaluate.words import word_list
+from minicpm4.text.chat_template import Rendered
 
 PROSE = Text("story.txt", "It was a cat. It sat there!\nWas it a dog? " * 9)
 SMALL = NeedleOptions(tasks=("niah_single_1", "niah_multivalue", "vt"), lengths=(1800, 2400), depths=(0, 100), samples=2, prose=PROSE)
@@ -154,7 +155,7 @@ def test_what_a_run_refuses(toy_llm: LLM, toy_load: LoadOptions, tmp_path: Path,
     control = Text("bad.txt", "A text with <|im_end|> in it.")
     with pytest.raises(RequestError, match=r"bad.txt holds '<\|im_end\|>', a control token"):
         run_here(NeedleOptions(tasks=("niah_single_2",), prose=control), path=tmp_path / "b.jsonl")
-    monkeypatch.setattr(type(toy_llm.loaded.template), "render", lambda *_: "no message")
+    monkeypatch.setattr(type(toy_llm.loaded.templates.choose()), "render", lambda *_: Rendered("no message", ()))
     with pytest.raises(CheckpointError, match="does not write a message once; give --plain"):
         run_here(SMALL)
 

@@ -73,7 +73,7 @@ def test_a_bos_begins_every_window(toy_llm: LLM, toy_load: LoadOptions, tmp_path
         asked.append((tokens, first))
         return Scores(np.full(len(tokens) - first, -math.log(2)), np.zeros(len(tokens) - first, np.int64))
 
-    object.__setattr__(toy_llm.loaded.tokenizer, "adds_bos", True)
+    object.__setattr__(toy_llm.loaded.tokenizer, "before", (toy_llm.loaded.tokenizer.bos_id,))
     monkeypatch.setattr(toy_llm, "score", score)
     try:
         result = run(toy_llm, toy_load, tmp_path / "a.jsonl", TEXTS[:1], length=25, stride=10)
@@ -84,7 +84,7 @@ def test_a_bos_begins_every_window(toy_llm: LLM, toy_load: LoadOptions, tmp_path
         assert result.total.num_bytes == len(TEXTS[0].text.encode())
         assert result.total.bits == pytest.approx(len(tokens))
     finally:
-        object.__setattr__(toy_llm.loaded.tokenizer, "adds_bos", False)
+        object.__setattr__(toy_llm.loaded.tokenizer, "before", ())
 
 
 def test_finished_windows_are_not_computed_again(toy_llm: LLM, toy_load: LoadOptions, tmp_path: Path, monkeypatch: Any) -> None:

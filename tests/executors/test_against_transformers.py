@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minicpm4.model import single_step
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 from tests.executors.plain_llama import llama_logits, toy_json
 from tests.toy import EXECUTORS, scales_of, toy_executor, toy_weights
 

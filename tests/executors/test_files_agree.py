@@ -8,7 +8,7 @@ import pytest
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.checkpoint.gguf_model import unpermuted_rows
 from minicpm4.model import ModelConfig, single_step
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 from minicpm4.model.parameters import parameter_shapes
 from tests.checkpoint.checkpoint_files import permute, tiny_weights, write_folder, write_gguf_model
 from tests.executors.plain_llama import toy_json

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minicpm4.model import ModelConfig
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 from minicpm4.model.long_context import LONG_CONTEXT, LONG_FACTORS, with_context
 from minicpm4.model.rope import rope_table
 from tests.toy import TOY

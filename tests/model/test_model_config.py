@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from minicpm4.errors import ConfigError
-from minicpm4.model.config import ModelConfig, RopeConfig, SparseConfig, config_from_hf
+from minicpm4.model.config import ModelConfig, RopeConfig, SparseConfig
+from minicpm4.model.hf_config import config_from_hf
 from tests.toy import scales_of, toy_config
 
 LLAMA = {

@@ -81,29 +81,55 @@ def test_control_tokens_are_out_of_reach_of_merges() -> None:
 
 
 def test_bos_conventions() -> None:
-    assert (tiny().adds_bos, tiny("llama-bpe").adds_bos, tiny(add_bos_token=True).adds_bos) == (False, True, True)
-    assert not tiny(add_bos_token=True, bos_token_id=None).adds_bos
+    assert (tiny().before, tiny("llama-bpe").before, tiny(add_bos_token=True).before) == ((), (1,), (1,))
+    assert tiny(add_bos_token=True, bos_token_id=None).before == ()
+    assert tiny(add_eos_token=True).encode("a")[-1:] == [2]
+    assert tiny(add_eos_token=True).encode("a", add_bos=False) == tiny().encode("a")
     assert tiny().encode("", add_bos=True) == [1]
     assert tiny().encode("<|im_start|>", add_bos=True, parses_special=True) == [1]
     assert tiny(bos_token_id=ROWS + 5).bos_id is None  # the checkpoint's reader warns of it
-    assert tiny(eot_token_id=0).eos_ids == (2, 0)
+    assert tiny(eot_token_id=1).ends == {
+        2: "tokenizer.ggml.eos_token_id", 1: "tokenizer.ggml.eot_token_id", 0: "the text <|endoftext|>",
+    }  # fmt: skip
+    assert list(tiny(eos_token_id=np.array([5, 6])).ends) == [2, 0, 5, 6]
 
 
 def test_user_defined_tokens_are_found_in_all_text() -> None:
     types = byte_pair_metadata()["tokenizer.ggml.token_type"].copy()
-    types[0] = 4
+    types[:2] = 4
     tokenizer = tiny(token_type=types)
-    ids = tokenizer.encode("a<|endoftext|>b")
-    assert ids[1] == 0
-    assert tokenizer.decode(ids) == "a<|endoftext|>b"
-    assert tokenizer.token_bytes(0) == b"<|endoftext|>"
-    assert "<|endoftext|>" not in tokenizer.special_tokens
+    ids = tokenizer.encode("a<|im_start|>b")
+    assert ids[1] == 1
+    assert tokenizer.decode(ids) == "a<|im_start|>b"
+    assert tokenizer.token_bytes(1) == b"<|im_start|>"
+    assert tokenizer.special_tokens.keys() == {"<|endoftext|>", "<|im_end|>"}  # which end turns, whatever the file calls them
 
 
-def test_without_types_every_token_is_ordinary() -> None:
+def test_without_types_every_token_is_ordinary_but_those_that_end_turns() -> None:
     tokenizer = tiny(token_type=None)
-    assert tokenizer.special_tokens == {}
+    assert tokenizer.special_tokens == {"<|endoftext|>": 0, "<|im_end|>": 2}
     assert tokenizer.encode("cat") == TINY["gpt-2"].encode("cat")
+
+
+def test_merges_of_what_is_no_token_leave_its_characters() -> None:
+    """As in llama.cpp: what is merged stays merged, and is written by its characters where it has no id."""
+    tokenizer = tiny(merges=["x y", "a b", "ab c"], token_type=None)
+    single = {text: tokenizer.encode(text)[0] for text in "abcxy"}
+    assert tokenizer.encode("xy") == [single["x"], single["y"]]
+    assert tokenizer.encode("abc") == [single[character] for character in "abc"]
+
+
+def test_without_a_rule_the_default_one_applies() -> None:
+    assert tiny(pre=None).encode("12 cats") == tiny("default").encode("12 cats")
+
+
+def test_tokens_past_the_rows_are_not_used() -> None:
+    metadata = byte_pair_metadata()
+    texts = [*metadata["tokenizer.ggml.tokens"], "[PAD]"]
+    more = byte_pair_metadata(tokens=texts, token_type=np.append(metadata["tokenizer.ggml.token_type"], 3).astype(np.int32))
+    tokenizer = load_gguf_tokenizer(more, vocab_size=ROWS)
+    assert "[PAD]" not in tokenizer.special_tokens
+    assert tokenizer.encode("cat[PAD]", parses_special=True) == TINY["gpt-2"].encode("cat[PAD]")
 
 
 def test_ids_without_a_token_have_no_text() -> None:
@@ -115,22 +141,22 @@ def test_ids_without_a_token_have_no_text() -> None:
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "model-other": ({"model": "bert"}, "supported: gpt2, llama"),
     "model-missing": ({"model": None}, "supported: gpt2, llama"),
-    "pre-other": ({"pre": "deepseek-llm"}, "supported: gpt-2, smollm, llama-bpe, qwen2"),
-    "pre-missing": ({"pre": None}, "supported: gpt-2, smollm, llama-bpe, qwen2"),
+    "pre-other": ({"pre": "deepseek-llm"}, "pre is 'deepseek-llm'; supported: a.x-4.0, chatglm-bpe"),
     "tokens-missing": ({"tokens": None}, "tokens is missing"),
     "tokens-numbers": ({"tokens": np.arange(5)}, "tokens is missing, or is no array of strings"),
     "tokens-text": ({"tokens": "abc"}, "no array of strings"),
     "tokens-twice": ({"tokens": ["a", "b", "a"], "token_type": None}, "two tokens have the text 'a'"),
-    "tokens-too-many": ({"tokens": [f"t{i}" for i in range(ROWS + 1)]}, "id 400, but the model's embedding has 400 rows"),
+    "tokens-too-many": (
+        {"tokens": [f"t{i}" for i in range(2 * ROWS + 1)], "token_type": None},
+        "id 800, but the model's embedding has 400 rows",
+    ),
     "types-short": ({"token_type": np.ones(3, np.int32)}, r"token_type is int32 \(3,\), expected 400 whole numbers"),
     "types-floats": ({"token_type": np.ones(ROWS, np.float32)}, "token_type is float32"),
     "types-list": ({"token_type": [1] * ROWS}, "token_type is list"),
     "types-strange": ({"token_type": np.full(ROWS, 77, np.int32)}, "token_type holds 77"),
     "merges-missing": ({"merges": None}, "merges is missing"),
-    "merge-unknown-half": ({"merges": ["a zzz"]}, "make 'azzz', which is no token"),
-    "merge-unknown-whole": ({"merges": ["a \u0120"]}, "which is no token"),
-    "merge-no-pair": ({"merges": ["a"]}, "Token `` out of vocabulary"),
-    "merge-of-nothing": ({"merges": [" a"]}, "Token `` out of vocabulary"),
+    "merge-no-pair": ({"merges": ["a"]}, "holds 'a', which is no pair"),
+    "merge-of-nothing": ({"merges": [" a"]}, "holds ' a', which is no pair"),
 }
 
 
@@ -159,7 +185,7 @@ def smollm(default_metadata: Any) -> Tokenizer:
 
 
 def test_default_model_conventions(smollm: Tokenizer) -> None:
-    assert (smollm.bos_id, smollm.adds_bos, smollm.eos_ids) == (1, False, (2,))
+    assert (smollm.bos_id, smollm.before, set(smollm.ends)) == (1, (), {0, 2, 4})
     assert len(smollm.special_tokens) == 17
     assert [smollm.special_tokens[text] for text in CONTROL] == [0, 1, 2]
 

@@ -57,7 +57,7 @@ def test_a_tokenizer_is_checked_when_made() -> None:
     with pytest.raises(CheckpointError, match="two tokens have the id 3"):
         Tokenizer(codec, vocab_size=9, whole_tokens=(WholeToken("a", 3), WholeToken("b", 3)))
     with pytest.raises(CheckpointError, match="id 9, but the model's embedding has 9 rows"):
-        Tokenizer(codec, vocab_size=9, eos_ids=(9,))
+        Tokenizer(codec, vocab_size=9, ends={9: "a test"})
 
 
 def test_an_interrupt_is_no_damage() -> None:

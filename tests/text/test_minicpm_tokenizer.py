@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_tokenizers import metadata_of_model
 
-from minicpm4.text import Tokenizer, encode_chat, load_gguf_tokenizer, load_tokenizer, template_of_folder
+from minicpm4.text import Tokenizer, encode_chat, load_gguf_tokenizer, load_tokenizer, templates_of_folder
 
 ROWS = 73448
 SKY = "What color is the sky?\nA. Red\nB. Blue\nC. Green\nD. Yellow"
@@ -42,8 +42,8 @@ def prefixing(official: Path) -> Tokenizer:
 
 
 def test_conventions(tokenizer: Tokenizer) -> None:
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.adds_bos) == (ROWS, 1, True)
-    assert tokenizer.eos_ids == (73440, 2)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.before) == (ROWS, 1, (1,))
+    assert set(tokenizer.ends) == {73440, 2}
     assert tokenizer.special_tokens["<|im_start|>"] == 73441
     assert len(tokenizer.special_tokens) == 11
 
@@ -61,7 +61,7 @@ def test_gguf_without_space_has_the_same_ids(official: Path, text: str) -> None:
 
 
 def test_published_chat_prompt(tokenizer: Tokenizer, official: Path) -> None:
-    ids = encode_chat(tokenizer, template_of_folder(official / "0.5B"), [{"role": "user", "content": "你好"}])
+    ids = encode_chat(tokenizer, templates_of_folder(official / "0.5B"), [{"role": "user", "content": "你好"}])
     assert ids == [1, 73441, 1836, 5, 23523, 73440, 5, 73441, 43686, 5]
 
 
@@ -71,7 +71,7 @@ def test_llama_cpp_puts_a_space_before_every_text(prefixing: Tokenizer) -> None:
     assert prefixing.encode(chat, parses_special=True) == [
         1, 73441, 3060, 5, 2219, 8107, 1379, 8360, 1410, 73440, 59320, 5, 73441, 16434, 5,
     ]  # fmt: skip
-    assert prefixing.eos_ids == (2, 73440)
+    assert set(prefixing.ends) == {2, 73440}
 
 
 def test_decoding_drops_the_space_that_encoding_put(prefixing: Tokenizer) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import TEXTS, tokenizer_json, write_tokenizer_folder
+from tiny_tokenizers import CONTROL, TEXTS, tokenizer_json, write_tokenizer_folder
 from tokenizers import Tokenizer as Library
 
 from minicpm4.errors import CheckpointError
@@ -40,26 +40,29 @@ def test_control_text_stays_text(tmp_path: Path) -> None:
 
 def test_conventions_of_the_config(tmp_path: Path) -> None:
     tokenizer = load(tmp_path, bos_token="<|im_start|>", eos_token={"content": "<|im_end|>"}, add_bos_token=True)
-    assert (tokenizer.bos_id, tokenizer.adds_bos, tokenizer.eos_ids) == (1, True, (2,))
-    assert tokenizer.encode("") == [1]
-    assert not load(tmp_path, bos_token="<|im_start|>").adds_bos
-    assert not load(tmp_path, add_bos_token=True).adds_bos
+    assert (tokenizer.bos_id, tokenizer.before, list(tokenizer.ends)) == (1, (), [2])  # transformers 5 asks the post-processor alone
+    assert tokenizer.encode("", add_bos=True) == [1]
 
 
-def test_the_post_processor_tells_whether_bos_is_added(tmp_path: Path) -> None:
-    parts = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    tokens = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+@pytest.mark.parametrize("before", [(), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("after", [(), (2,)], ids=str)
+def test_the_post_processor_tells_what_stands_around_a_text(tmp_path: Path, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    """Whatever add_bos_token and add_eos_token say, as in transformers 5."""
+    names = [{"SpecialToken": {"id": CONTROL[i], "type_id": 0}} for i in (*before, *after)]
+    parts = [*names[: len(before)], {"Sequence": {"id": "A", "type_id": 0}}, *names[len(before) :]]
+    tokens = {CONTROL[i]: {"id": CONTROL[i], "ids": [i], "tokens": [CONTROL[i]]} for i in (*before, *after)}
     values = tokenizer_json(post_processor={"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": tokens})
-    assert load(tmp_path, values, bos_token="<|im_start|>").adds_bos
-    assert not load(tmp_path, values, bos_token="<|im_start|>", add_bos_token=False).adds_bos
-    assert not load(tmp_path, values).adds_bos
+    tokenizer = load(tmp_path, values, bos_token="<|im_start|>", add_bos_token=False, add_eos_token=True)
+    assert (tokenizer.before, tokenizer.after) == (before, after)
+    assert tokenizer.encode("cat") == Library.from_str(json.dumps(values)).encode("cat").ids
+    assert tokenizer.encode("cat", add_bos=False) == Library.from_str(json.dumps(values)).encode("cat", add_special_tokens=False).ids
 
 
 def test_names_from_the_special_tokens_map(tmp_path: Path) -> None:
     write_tokenizer_folder(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}))
     tokenizer = load_tokenizer(tmp_path, vocab_size=ROWS)
-    assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
+    assert (tokenizer.bos_id, list(tokenizer.ends)) == (1, [2])
 
 
 def test_truncation_and_padding_in_the_file_are_not_applied(tmp_path: Path) -> None:
@@ -145,14 +148,20 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "no-object": ([1], "holds a list"),
     "no-model": ({"version": "1.0"}, "reading tokenizer.json failed"),
     "wrong-regex": (tokenizer_json(pre_tokenizer=split("(a")), "unmatched parenthesis"),
-    "id-beyond-embedding": (change(vocab={"a": ROWS}, merges=[]), "embedding has 450 rows"),
-    "id-max": (change(vocab={"a": (1 << 32) - 1}, merges=[]), "id 4294967295"),
+    "id-beyond-embedding": (
+        change(vocab={"a": ROWS, "b": ROWS + 1}, merges=[]) | {"added_tokens": []},
+        "the model's embedding has 450 rows",
+    ),
+    "id-max": (change(vocab={"a": (1 << 32) - 1}, merges=[]) | {"added_tokens": []}, "id 4294967295"),
     "id-negative": (change(vocab={"a": -1}, merges=[]), "reading tokenizer.json failed"),
     "id-twice": (change(vocab={"a": 5, "b": 5}, merges=[]), "two tokens have the id 5"),
     "merge-unknown": (change(merges=[["a", "zzz"]]), "out of vocabulary"),
     "merge-makes-unknown": (change(vocab={"a": 0, "b": 1}, merges=[["a", "b"]]), "reading tokenizer.json failed"),
     "added-id-taken": (tokenizer_json(added_tokens=[added(7, "<x>", special=True)]), "'<x>' the id 7, which is not free"),
-    "added-id-beyond": (tokenizer_json(added_tokens=[added(999, "<x>", special=True)]), "embedding has 450 rows"),
+    "added-id-not-next": (
+        tokenizer_json(added_tokens=[added(420, "<x>", special=True)]),
+        "'<x>' the id 420, which is not free or not next",
+    ),
     "no-decoder": (tokenizer_json(decoder=None), "decoder null"),
     "other-decoder": (tokenizer_json(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}), "supported: ByteLevel"),
 }
@@ -167,9 +176,11 @@ def test_wrong_files_are_refused_with_their_reason(tmp_path: Path, case: str) ->
     assert len(str(refusal.value)) < 600
 
 
-def test_a_named_token_that_the_tokenizer_lacks(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="settings name the token '<nowhere>', which the tokenizer lacks"):
-        load(tmp_path, eos_token="<nowhere>")
+def test_a_named_token_that_the_tokenizer_lacks_is_added(tmp_path: Path) -> None:
+    """As `transformers` does: it comes after all others, where the embedding may have a row for it."""
+    size = len(tokenizer_json()["model"]["vocab"])
+    assert list(load(tmp_path, eos_token="<nowhere>").ends) == [size]
+    assert load_tokenizer(tmp_path, vocab_size=size).ends == {}
 
 
 def test_a_regex_that_backtracks_without_end_is_an_error_of_the_file(tmp_path: Path) -> None:

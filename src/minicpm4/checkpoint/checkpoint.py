@@ -13,13 +13,13 @@ from types import TracebackType
 
 from minicpm4.checkpoint import hf_folder
 from minicpm4.checkpoint.foreign import refuse_foreign
-from minicpm4.checkpoint.gguf import read_gguf
 from minicpm4.checkpoint.gguf_model import read_gguf_model
+from minicpm4.checkpoint.gguf_parts import only_set, read_gguf_parts
 from minicpm4.checkpoint.mapped import MappedFile, TensorInfo
 from minicpm4.checkpoint.sources import Source, StoredTensor, find_sources
 from minicpm4.errors import CheckpointError
 from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
-from minicpm4.model.parameters import EMBEDDING, HEAD, check_parameters, layer_parameter, parameter_shapes
+from minicpm4.model.parameters import EMBEDDING, HEAD, check_parameters, parameter_shapes
 
 ROPE_BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # restate the config
 SAMPLED_BYTES = 4096
@@ -31,7 +31,8 @@ class Checkpoint:
 
     warnings: sentences for the user. folder: where tokenizer files lie, None for a GGUF file, whose metadata holds them.
     metadata: a GGUF file's, whole (see `gguf.Cursor.value` for its types), None for a folder. generation: plain values and
-    lists of them from generation_config.json, unchecked otherwise. sources: by canonical name, in the order of a forward pass.
+    lists of them from generation_config.json, unchecked otherwise. sources: by canonical name, in the order of a forward pass. others: files
+    of the model that hold no tensors.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Checkpoint:
     metadata: Mapping[str, object] | None
     generation: Mapping[str, object]
     sources: Mapping[str, Source] = field(repr=False)
+    others: tuple[MappedFile, ...] = ()
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -84,7 +86,7 @@ class Checkpoint:
         self.close()
 
     def _mapped(self) -> list[MappedFile]:
-        return list({id(file): file.file for source in self.sources.values() for file, _ in source.parts}.values())
+        return list({id(file): file for file in (*self.others, *(part.file for source in self.sources.values() for part, _ in source.parts))}.values())
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -103,29 +105,45 @@ def open_folder(folder: Path) -> Checkpoint:
     """Safetensors first, then a single GGUF file."""
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not any(folder.glob("*.safetensors")):
-        if len(ggufs) > 1:
+        model = only_set(ggufs)
+        if model is None:
             raise CheckpointError(f"{folder.name} holds {len(ggufs)} GGUF files", hint=f"name one, such as {str(ggufs[0])!r:.200}")
-        return open_file(ggufs[0])
+        return open_file(model)
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"{str(folder)!r:.300} holds no config.json and no .gguf file", hint="name the folder that holds the model's files"
         )
     config, warnings = hf_folder.read_config(folder)
     generation, more_warnings = hf_folder.read_generation(folder)
-    found = find_sources(hf_folder.read_weights(folder))
-    ignorable = {name for name in found if name.endswith(ROPE_BUFFERS)} | ({HEAD} if config.has_tied_head else set())
+    found = with_full_names(find_sources(hf_folder.read_weights(folder)))
     if HEAD in found and config.has_tied_head:
-        check_same(found[EMBEDDING] if EMBEDDING in found else found[HEAD], found[HEAD])
+        found.setdefault(EMBEDDING, found[HEAD])
+        check_same(found[EMBEDDING], found[HEAD])
+    ignorable = {name for name in found if name.endswith(ROPE_BUFFERS)} | ({HEAD} if config.has_tied_head else set())
+    sources, unused = checked_sources(config, found, ignorable=ignorable)
     return Checkpoint(
         name=folder_name(folder),
         path=folder,
         config=config,
-        warnings=warnings + more_warnings,
+        warnings=(*warnings, *more_warnings, *unused_warning(unused)),
         folder=folder,
         metadata=None,
         generation=generation,
-        sources=checked_sources(config, found, ignorable=ignorable),
+        sources=sources,
     )
+
+
+def with_full_names(found: Mapping[str, Source]) -> dict[str, Source]:
+    """The tensors under the names of a whole model; files of a model without its head leave the first part out."""
+    prefix = EMBEDDING.partition(".")[0] + "."
+    if EMBEDDING in found or EMBEDDING.removeprefix(prefix) not in found:
+        return dict(found)
+    return {name if name == HEAD or name.startswith(prefix) else prefix + name: source for name, source in found.items()}
+
+
+def unused_warning(names: list[str]) -> tuple[str, ...]:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (f"tensors that are no part of the model are not used: {', '.join(names[:3])}{more}",) if names else ()
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -133,31 +151,32 @@ def open_file(path: Path) -> Checkpoint:
     if path.suffix.lower() != ".gguf" and mapped.read(0, 4) != b"GGUF":
         refuse_foreign(path, mapped.read(0, 512))
         raise CheckpointError(f"{path.name} is not a GGUF file", hint="name the folder of a safetensors model, not one of its files")
-    file = read_gguf(path)
-    model = read_gguf_model(file)
-    config, heads = model.config, dict[str, int]()
-    for index in range(config.num_layers):
-        heads |= {layer_parameter(index, "q"): config.num_heads, layer_parameter(index, "k"): config.num_kv_heads}
+    parts = read_gguf_parts(path)
+    model = read_gguf_model(parts)
+    found = {name: StoredTensor(parts.file_of(stored), stored, model.heads.get(name, 0)) for name, stored in model.names.items()}
     return Checkpoint(
         name=path.stem,
         path=path,
-        config=config,
+        config=model.config,
         warnings=model.warnings,
         folder=None,
-        metadata=file.metadata,
+        metadata=parts.metadata,
         generation={},
-        sources=checked_sources(config, {name: StoredTensor(file, stored, heads.get(name, 0)) for name, stored in model.names.items()}),
+        sources=checked_sources(model.config, found)[0],
+        others=tuple(file.file for file in parts.files if not file.tensors),
     )
 
 
-def checked_sources(config: ModelConfig, found: Mapping[str, Source], *, ignorable: Iterable[str] = ()) -> dict[str, Source]:
-    """The config's parameters, which must be those found, all of formats that we know."""
-    check_parameters(config, {name: source.info.shape for name, source in found.items()}, ignorable=ignorable)
+def checked_sources(
+    config: ModelConfig, found: Mapping[str, Source], *, ignorable: Iterable[str] = ()
+) -> tuple[dict[str, Source], list[str]]:
+    """The config's parameters, which must be among those found, all of formats that we know; and the names of tensors not used."""
+    unused = check_parameters(config, {name: source.info.shape for name, source in found.items()}, ignorable=ignorable)
     for name in parameter_shapes(config):
         stored = found[name].info.format
         if stored not in STORAGE_FORMATS:
             raise CheckpointError(f"tensor {name} is stored as {stored}", hint=f"get the model in one of {', '.join(STORAGE_FORMATS)}")
-    return {name: found[name] for name in parameter_shapes(config)}
+    return {name: found[name] for name in parameter_shapes(config)}, unused
 
 
 def check_same(embedding: Source, head: Source) -> None:

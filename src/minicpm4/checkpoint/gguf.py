@@ -1,4 +1,4 @@
-"""Reads one GGUF file, version 3, little-endian: metadata, a table of tensors, then their bytes.
+"""Reads one GGUF file, version 2 or 3, little-endian: metadata, a table of tensors, then their bytes.
 
 Source: the format's specification. Nothing is believed: counts, lengths and offsets are compared with the file before
 they are used, and the header may take at most MAX_HEADER_BYTES. Knows no model; `gguf_model` gives the names a meaning.
@@ -10,12 +10,14 @@ import math
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
 from minicpm4.checkpoint.foreign import refuse_foreign
+from minicpm4.checkpoint.gguf_types import Q2_0_GROUPS, Q2_0_TYPE, format_of_type
 from minicpm4.checkpoint.mapped import DIMENSION_LIMIT, MappedFile, TensorFile, TensorInfo
 from minicpm4.errors import CheckpointError
 from minicpm4.model import STORAGE_FORMATS
@@ -27,10 +29,6 @@ MAX_NAME_BYTES = 1 << 16
 MAX_STRING_BYTES = 4 << 20  # the longest chat templates take some ten thousand
 MAX_ALIGNMENT = 1 << 16
 
-FORMAT_OF_TYPE = {
-    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0",
-    12: "q4_k", 13: "q5_k", 14: "q6_k", 30: "bf16", 34: "tq1_0", 35: "tq2_0",
-}  # fmt: skip
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # codes of struct and of numpy
 TYPE_UINT32, TYPE_BOOL, TYPE_STRING, TYPE_ARRAY = 4, 7, 8, 9
 DAMAGED = "the file is damaged or not made by a GGUF writer; download it again"
@@ -178,14 +176,12 @@ def check_start(cursor: Cursor) -> None:
         raise damaged(file, f"not a GGUF file: it begins with {file.read(0, 4)!r}")
     cursor.skip(4, "the magic")
     version = cursor.count("I", "the version", limit=0xFFFFFFFF)
-    if version in (1, 2):
-        raise CheckpointError(
-            f"{file.path.name} is GGUF version {version}, version 3 is read", hint="convert it again with a current llama.cpp"
-        )
+    if version == 1:
+        raise CheckpointError(f"{file.path.name} is GGUF version 1, 2 and 3 are read", hint="convert it again with a current llama.cpp")
     if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, 2, 3):
         raise CheckpointError(f"{file.path.name} is a big-endian GGUF file", hint="get the little-endian one, or use gguf-convert-endian")
-    if version != 3:
-        raise damaged(file, f"GGUF version {version}, version 3 is read")
+    if version not in (2, 3):
+        raise damaged(file, f"GGUF version {version}, 2 and 3 are read")
 
 
 def alignment_of(file: MappedFile, metadata: dict[str, object]) -> int:
@@ -195,16 +191,31 @@ def alignment_of(file: MappedFile, metadata: dict[str, object]) -> int:
     return alignment
 
 
+@dataclass(frozen=True)
+class TensorRow:
+    """One row of the table. shape: outermost dimension first. offset: from where the tensors' bytes begin."""
+
+    name: str
+    type_id: int
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def what(self) -> str:
+        return f"tensor {self.name!r:.100}"
+
+
 def read_tensor_table(cursor: Cursor, num_tensors: int, alignment: int) -> dict[str, TensorInfo]:
     """The tensors by name, in the file's order, each within the file, aligned, and clear of the others."""
-    file, relative = cursor.file, dict[str, TensorInfo]()
+    file, rows = cursor.file, dict[str, TensorRow]()
     for _ in range(num_tensors):
         name = cursor.string("a tensor name", limit=MAX_NAME_BYTES)
-        if name in relative:
+        if name in rows:
             raise damaged(file, f"tensor {name!r:.100} is there twice")
-        relative[name] = read_tensor_info(cursor, name)
+        rows[name] = read_tensor_row(cursor, name)
     start = -(-cursor.position // alignment) * alignment
-    tensors = {name: TensorInfo(info.format, info.shape, start + info.offset, info.nbytes) for name, info in relative.items()}
+    group = q2_0_group(file, list(rows.values()), alignment=alignment, num_bytes=max(0, file.size - start))
+    tensors = {name: tensor_info(file, row, start=start, group=group) for name, row in rows.items()}
     position = start
     for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
         if info.offset % alignment or info.offset < position:
@@ -215,23 +226,44 @@ def read_tensor_table(cursor: Cursor, num_tensors: int, alignment: int) -> dict[
     return tensors
 
 
-def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
-    """One row of the table; its offset is still relative to where the tensors' bytes begin."""
+def read_tensor_row(cursor: Cursor, name: str) -> TensorRow:
     what = f"tensor {name!r:.100}"
     num_dimensions = cursor.count("I", f"the number of dimensions of {what}", limit=4)
     stored = [cursor.count("q", f"a dimension of {what}", limit=DIMENSION_LIMIT) for _ in range(num_dimensions)]
     type_id = cursor.count("I", f"the type of {what}", limit=0xFFFFFFFF)
     offset = cursor.count("Q", f"the offset of {what}", limit=1 << 62)
-    if type_id not in FORMAT_OF_TYPE:
-        raise CheckpointError(
-            f"{cursor.file.path.name}: {what} has type {type_id}, which is not supported",
-            hint=f"get or make the model in one of {', '.join(FORMAT_OF_TYPE.values())}",
-        )
     if not stored or 0 in stored:
         raise damaged(cursor.file, f"{what} has dimensions {stored}")
-    shape, storage = tuple(reversed(stored)), STORAGE_FORMATS[FORMAT_OF_TYPE[type_id]]
+    return TensorRow(name, type_id, tuple(reversed(stored)), offset)
+
+
+def tensor_info(file: MappedFile, row: TensorRow, *, start: int, group: int) -> TensorInfo:
+    """start: where the tensors' bytes begin. group: of q2_0 tensors."""
+    storage = STORAGE_FORMATS[format_of_type(row.type_id, group=group, where=f"{file.path.name}: {row.what}")]
     try:
-        nbytes = math.prod(shape[:-1]) * storage.row_bytes(shape[-1])
+        nbytes = math.prod(row.shape[:-1]) * storage.row_bytes(row.shape[-1])
     except ValueError as error:
-        raise damaged(cursor.file, f"{what}: {error}") from error
-    return TensorInfo(storage.name, shape, offset, nbytes)
+        raise damaged(file, f"{row.what}: {error}") from error
+    return TensorInfo(storage.name, row.shape, start + row.offset, nbytes)
+
+
+def q2_0_group(file: MappedFile, rows: list[TensorRow], *, alignment: int, num_bytes: int) -> int:
+    """Weights that share a scale in the file's Q2_0 tensors: 64, or 128 in older files of the same type number.
+
+    Only the room that each tensor has tells: to the next one, or to the end of the file. CheckpointError where neither fits all of them.
+    num_bytes: of all tensors.
+    """
+    if not any(row.type_id == Q2_0_TYPE for row in rows):
+        return next(iter(Q2_0_GROUPS))
+    offsets = sorted({row.offset for row in rows} | {num_bytes})
+    ends = dict(zip(offsets, offsets[1:], strict=False))
+    for group in Q2_0_GROUPS:
+        bytes_of_group = STORAGE_FORMATS[Q2_0_GROUPS[group]].block_bytes
+        sizes = [(math.prod(row.shape) * bytes_of_group, ends.get(row.offset, 0) - row.offset) for row in rows if row.type_id == Q2_0_TYPE]
+        is_whole = all(row.shape[-1] % group == 0 for row in rows if row.type_id == Q2_0_TYPE)
+        if is_whole and all(size % group == 0 and size // group <= room < size // group + alignment for size, room in sizes):
+            return group
+    raise CheckpointError(
+        f"{file.path.name}: its Q2_0 tensors have neither the bytes of groups of 64 (0.28125 a weight) nor of 128 (0.265625)",
+        hint="the file is damaged, or its type 42 is another one; get it as TQ2_0",
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from minicpm4.checkpoint.safetensors import read_safetensors
 from minicpm4.checkpoint.ternary_container import METHOD
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.model import ModelConfig
-from minicpm4.model.config import config_from_hf
+from minicpm4.model.hf_config import config_from_hf
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+OTHER_WEIGHTS = ("adapter_model", "consolidated", "optimizer", "training_args", "scheduler", "rng_state")  # how their names begin
 MAX_SHARDS = 512  # each takes an open file
 DAMAGED = "the download is incomplete or damaged; get the folder again"
 
@@ -54,12 +56,18 @@ def is_plain(value: Any) -> bool:
 
 
 def read_weights(folder: Path) -> list[TensorFile]:
-    """The folder's safetensors files; every tensor is in one of them, and where the index, if there is one, says."""
+    """The folder's safetensors files; a tensor is in one of them. Adapters and other programs' copies that lie beside do not count."""
     if (folder / SINGLE).exists():
         return [read_safetensors(folder / SINGLE)]
     if (folder / INDEX).exists():
         return read_shards(folder)
-    found = sorted(folder.glob("*.safetensors"))
+    present = sorted(folder.glob("*.safetensors"))
+    found = [path for path in present if not path.name.startswith(OTHER_WEIGHTS)]
+    if present and not found:
+        raise CheckpointError(
+            f"{folder.name} holds {present[0].name}, which is not a whole model in the published names",
+            hint="get the model itself; merge an adapter into it with the library that trained it",
+        )
     if len(found) == 1:
         return [read_safetensors(found[0])]
     if found:
@@ -77,9 +85,24 @@ def read_shards(folder: Path) -> list[TensorFile]:
     shards = sorted(set(weight_map.values()))
     if len(shards) > MAX_SHARDS:
         raise CheckpointError(f"{INDEX} names {len(shards)} files, at most {MAX_SHARDS} are read", hint=DAMAGED)
-    files = {shard: read_safetensors(shard_path(folder, shard)) for shard in shards}
-    check_index(weight_map, files)
-    return list(files.values())
+    return placed_once(weight_map, {shard: read_safetensors(shard_path(folder, shard)) for shard in shards})
+
+
+def placed_once(weight_map: Mapping[str, str], files: Mapping[str, TensorFile]) -> list[TensorFile]:
+    """The shards, each tensor in one of them: where the index says, if several hold it. CheckpointError where the index does not say.
+
+    A tensor that the index leaves out, or names though no shard has it, is no error yet: what the model needs is checked afterwards.
+    """
+    places = Counter(name for file in files.values() for name in file.tensors)
+    twice = {name for name, count in places.items() if count > 1}
+    for name in twice:
+        shard = files.get(weight_map.get(name, ""))
+        if shard is None or name not in shard.tensors:
+            raise CheckpointError(f"tensor {name!r:.100} is in {places[name]} shards, and {INDEX} does not say in which", hint=DAMAGED)
+    return [
+        replace(file, tensors={name: info for name, info in file.tensors.items() if name not in twice or weight_map[name] == shard})
+        for shard, file in files.items()
+    ]
 
 
 def shard_path(folder: Path, shard: str) -> Path:
@@ -94,16 +117,3 @@ def shard_path(folder: Path, shard: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a ring of links
         raise CheckpointError(f"{INDEX} names a shard {shard!r:.100}, which cannot be a file: {error!s:.100}", hint=DAMAGED) from error
     raise CheckpointError(f"{INDEX} names a shard {shard!r:.100} outside the folder", hint="copy the file into the folder if you trust it")
-
-
-def check_index(weight_map: Mapping[str, str], files: Mapping[str, TensorFile]) -> None:
-    """CheckpointError unless index and shards tell the same story."""
-    places = Counter(name for file in files.values() for name in file.tensors)
-    for name, count in places.items():
-        if count > 1:
-            raise CheckpointError(f"tensor {name!r:.100} is in {count} shards", hint=DAMAGED)
-        if name not in weight_map:
-            raise CheckpointError(f"tensor {name!r:.100} is in a shard, but {INDEX} does not name it", hint=DAMAGED)
-    for name, shard in weight_map.items():
-        if name not in files[shard].tensors:
-            raise CheckpointError(f"shard {shard!r:.100} lacks tensor {name!r:.100}, which {INDEX} puts there", hint=DAMAGED)

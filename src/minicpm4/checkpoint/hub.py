@@ -35,7 +35,9 @@ def fetch_from_hub(repository: str, file: str | None, *, revision: str | None, o
         ) from error
     try:
         folder = Path(
-            snapshot_download(repository, revision=revision, local_files_only=offline, allow_patterns=PATTERNS if file is None else [file])
+            snapshot_download(
+                repository, revision=revision, local_files_only=offline, allow_patterns=PATTERNS if file is None else [all_parts(file)]
+            )
         )
     except Exception as error:  # the library passes on the errors of several HTTP and storage libraries
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
@@ -56,3 +58,8 @@ def fetch_from_hub(repository: str, file: str | None, *, revision: str | None, o
             f"{repository} has no {file or 'safetensors files'}", hint=f"for a GGUF file, name it: {repository}/FILE.gguf"
         )
     return path
+
+
+def all_parts(file: str) -> str:
+    """The pattern of a GGUF file's name, or of all parts of the set that it is a part of."""
+    return re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-*-of-\1.gguf", file)

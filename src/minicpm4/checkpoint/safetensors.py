@@ -29,7 +29,7 @@ def read_safetensors(path: Path) -> TensorFile:
     """
     file = MappedFile(path)
     header = parse_header(file)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged(file, "__metadata__ is not an object of strings")
     start = 8 + int.from_bytes(file.read(0, 8), "little")

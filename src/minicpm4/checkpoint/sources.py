@@ -48,7 +48,10 @@ class StoredTensor:
 
     def load(self, name: str) -> PackedTensor:
         tensor = replace(self.file.load(self.name), name=name)
-        return tensor.take_rows(unpermuted_rows(self.heads, tensor.num_rows // self.heads)) if self.heads else tensor
+        if not self.heads:
+            return tensor
+        rows = unpermuted_rows(self.heads, tensor.shape[0] // self.heads)
+        return tensor.take_rows(rows) if len(tensor.shape) == 2 else tensor.take_elements(rows)
 
 
 @dataclass(frozen=True)

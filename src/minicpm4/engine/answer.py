@@ -58,7 +58,10 @@ class Answer:
     ) -> None:
         """is_continuation: the answer goes on in the middle of a text, so a space that begins it counts. sparse: the attention's rule."""
         self.finish_reason: FinishReason | None = None
-        self._stream, self._stops = TextStream(tokenizer, is_continuation=is_continuation), StopMatcher(params.stop)
+        self._stream, self._stops = (
+            TextStream(tokenizer, skips_special=params.skip_special_tokens, is_continuation=is_continuation),
+            StopMatcher(params.stop),
+        )
         self._prompt_tokens, self._wants_logprobs = prompt_tokens, params.logprobs is not None
         self._sparse = sparse
         self._token_ids: list[int] = []

@@ -32,10 +32,3 @@ def default_params(generation: Mapping[str, object]) -> tuple[SamplingParams, tu
         return SamplingParams(**values), tuple(warnings)
     except RequestError as error:
         return SamplingParams(), (*warnings, f"generation_config.json: {error.message}; its defaults are not used")
-
-
-def eos_of(generation: Mapping[str, object]) -> tuple[int, ...]:
-    """The ids that end an answer, as the file gives them."""
-    value = generation.get("eos_token_id")
-    values = value if isinstance(value, list) else [value]
-    return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from minicpm4.engine.answer import Answer, Completion, check_numbers
 from minicpm4.engine.engine import Engine
@@ -17,7 +17,7 @@ from minicpm4.engine.load import LoadedModel, LoadOptions, LoadProgress, load_mo
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.score import Scores
 from minicpm4.errors import RequestError
-from minicpm4.text import encode_chat
+from minicpm4.text import ChatOptions, encode_chat
 
 Message = Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -156,26 +156,25 @@ class LLM:
         return self._complete([self.encode(prompt, add_bos=add_bos) for prompt in prompts], params, is_continuation=True)
 
     @overload
-    def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *, variables: Message | None = None
-    ) -> Completion: ...
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **options: Unpack[ChatOptions]) -> Completion: ...
     @overload
+    def chat(self, messages: Sequence[Sequence[Message]], params: Params = None, **options: Unpack[ChatOptions]) -> list[Completion]: ...
     def chat(
-        self, messages: Sequence[Sequence[Message]], params: Params = None, *, variables: Message | None = None
-    ) -> list[Completion]: ...
-    def chat(
-        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, *, variables: Message | None = None
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None, **options: Unpack[ChatOptions]
     ) -> Completion | list[Completion]:
         """Answers a conversation, or a list of them as one batch, through the checkpoint's chat template.
 
-        A message is {"role": ..., "content": ...}. variables: what else the template reads, such as enable_thinking.
+        A message is {"role": ..., "content": ...}. options: tools, documents, the name of one of several templates, whether to continue
+        the final message, and variables, which are what else the template reads, such as enable_thinking (see `text.encode_chat`).
         Errors are those of `generate`.
         """
         if not messages:
             raise RequestError("there are no messages", hint='give at least [{"role": "user", "content": "..."}]')
         if not isinstance(messages, list | tuple) or isinstance(messages[0], Mapping):
-            return self._complete_one(self.encode_messages(messages, variables), params)  # type: ignore[arg-type]
-        return self._complete([self.encode_messages(m, variables) for m in messages], params)
+            ids = self.encode_messages(messages, **options)  # type: ignore[arg-type]
+            return self._complete_one(ids, params, is_continuation=options.get("continue_final_message", False))
+        prompts = [self.encode_messages(one, **options) for one in messages]
+        return self._complete(prompts, params, is_continuation=options.get("continue_final_message", False))
 
     def stream(
         self,
@@ -183,19 +182,20 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         add_bos: bool | None = None,
-        variables: Message | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Stream:
-        """One answer piece by piece: of raw text where prompt is a str, of a conversation where it is messages.
+        """One answer piece by piece: of raw text where prompt is a str, of a conversation where it is messages. options: of `chat`.
 
         RequestError where params asks for several samples.
         """
-        ids = self.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else self.encode_messages(prompt, variables)
+        ids = self.encode(prompt, add_bos=add_bos) if isinstance(prompt, str) else self.encode_messages(prompt, **options)
         [chosen] = self._params_for(1, params)
         if chosen.n > 1:
             raise RequestError(
                 f"a stream is one answer, n is {chosen.n}", hint="use generate or chat, or a stream for each of params.samples"
             )
-        [request] = self._start(ids, chosen, is_continuation=isinstance(prompt, str))
+        goes_on = isinstance(prompt, str) or options.get("continue_final_message", False)
+        [request] = self._start(ids, chosen, is_continuation=goes_on)
         return Stream(self, request, self._answers[request])
 
     def chat_turn(
@@ -215,7 +215,7 @@ class LLM:
         max_length: the most tokens of prompt and answer together. The names and defaults are theirs.
         """
         turns = [*(history or ()), {"role": role, "content": query}]
-        ids = self.encode_messages(turns, None)
+        ids = self.encode_messages(turns)
         room = min(max_length, self.loaded.limits.sequence_tokens) - len(ids)
         if room < 1:
             raise RequestError(
@@ -238,14 +238,16 @@ class LLM:
             raise RequestError(f"the prompt is {text!r:.80}, expected text", hint="give a str, or a list of them; chat takes messages")
         return self.loaded.tokenizer.encode(text, add_bos=add_bos, parses_special=True)
 
-    def encode_messages(self, messages: Sequence[Message], variables: Message | None = None) -> list[int]:
-        """Token ids of a conversation up to where the answer begins; a control token's text in a message stays text."""
-        return encode_chat(self.loaded.tokenizer, self.loaded.template, messages, variables=variables)
+    def encode_messages(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
+        """Token ids of a conversation up to where the answer begins; a control token's text in a message stays text. options: of `chat`."""
+        return encode_chat(self.loaded.tokenizer, self.loaded.templates, messages, **options)
 
     def close(self) -> None:
         """Frees the weights, the cache and the threads."""
         if self._engine is not None:
             self._engine = None
+            if self.loaded.templates is not None:
+                self.loaded.templates.close()
             if os.getpid() == self._process:  # a forked process has none of the threads that closing would wait for
                 self.loaded.executor.close()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
 from minicpm4.checkpoint.fingerprint import fingerprint
-from minicpm4.engine.defaults import default_params, eos_of
+from minicpm4.engine.defaults import default_params
+from minicpm4.engine.ends import end_choice, end_tokens
 from minicpm4.engine.engine import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
 from minicpm4.engine.params import SamplingParams
@@ -23,7 +24,7 @@ from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, ModelConfig, PackedTens
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
 from minicpm4.quant import KV_FORMATS
-from minicpm4.text import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer, template_of_folder, template_of_gguf
+from minicpm4.text import ChatTemplates, Tokenizer, load_gguf_tokenizer, load_tokenizer, templates_of_folder, templates_of_gguf
 
 LoadProgress = Callable[[str, int, int], None]
 AUTO = "auto"
@@ -98,7 +99,7 @@ class LoadedModel:
     name: str
     config: ModelConfig
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    templates: ChatTemplates | None
     default_params: SamplingParams
     limits: Limits
     sparse: SparseConfig | None
@@ -126,7 +127,7 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
             formats=checkpoint.formats,
         )
         executor_options = replace(executor_options, repack_file=repack_file(checkpoint, options))
-        tokenizer, template = read_text_side(checkpoint, options.space_prefix)
+        tokenizer, templates = read_text_side(checkpoint, options.space_prefix)
         params, warnings = default_params(checkpoint.generation)
         executor = create_executor(
             options.executor,
@@ -135,10 +136,10 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
             options=executor_options,
             formats=checkpoint.formats,
         )
-    generation = checkpoint.generation
+    ends = end_tokens(config, tokenizer, generation=checkpoint.generation, templates=templates)
     limits = Limits(
         vocab_size=config.vocab_size,
-        eos_ids=frozenset(i for i in (*config.eos_ids, *tokenizer.eos_ids, *eos_of(generation)) if i < config.vocab_size),
+        eos_ids=frozenset(ends),
         context_length=memory.context_length,
         num_pages=memory.num_pages,
         max_step_tokens=executor_options.max_step_tokens,
@@ -149,13 +150,13 @@ def load_model(options: LoadOptions, progress: LoadProgress | None = None) -> Lo
         name=checkpoint.name,
         config=config,
         tokenizer=tokenizer,
-        template=template,
+        templates=templates,
         default_params=params,
         limits=limits,
         sparse=executor_options.sparse,
         memory=memory,
         executor=executor,
-        choices=(*choices, *rope_choices(checkpoint.config, config), *executor.choices),
+        choices=(*choices, *rope_choices(checkpoint.config, config), *executor.choices, end_choice(ends, tokenizer)),
         warnings=(*checkpoint.warnings, *warnings, *executor.warnings),
     )
 
@@ -280,15 +281,15 @@ def choose_kv_format(options: LoadOptions, config: ModelConfig, formats: Iterabl
     return Choice(what, "f16", "half of float32, and as exact as it need be")
 
 
-def read_text_side(checkpoint: Checkpoint, space_prefix: bool | None) -> tuple[Tokenizer, ChatTemplate | None]:
+def read_text_side(checkpoint: Checkpoint, space_prefix: bool | None) -> tuple[Tokenizer, ChatTemplates | None]:
     vocab_size = checkpoint.config.vocab_size
     if checkpoint.metadata is not None:
         tokenizer = load_gguf_tokenizer(checkpoint.metadata, vocab_size=vocab_size, space_prefix=space_prefix)
-        return tokenizer, template_of_gguf(checkpoint.metadata)
+        return tokenizer, templates_of_gguf(checkpoint.metadata)
     if space_prefix is not None:
         raise ConfigError("space_prefix was given, but the tokenizer is not a GGUF file's", hint="leave it out")
     assert checkpoint.folder is not None, "a checkpoint has a folder or metadata"
-    return load_tokenizer(checkpoint.folder, vocab_size=vocab_size), template_of_folder(checkpoint.folder)
+    return load_tokenizer(checkpoint.folder, vocab_size=vocab_size), templates_of_folder(checkpoint.folder)
 
 
 def watched_loader(checkpoint: Checkpoint, progress: LoadProgress | None) -> WeightLoader:

@@ -31,6 +31,8 @@ class SamplingParams:
     none of them is part of the answer. ignore_eos: go on past the model's own.
     logprobs: None, or how many likeliest alternatives to report with each token's log probability (0: the token's alone).
     They are the model's own, before penalties, bias and temperature.
+    skip_special_tokens: leave control tokens out of the text. Some models write tool calls with them (MiniCPM5's `<function`): who parses
+    these wants False, and gets every token's text but that of the one that ended the answer.
     n: how many answers to sample for one prompt, which is computed once. Sample i of them is what seed + i gives alone.
     """
 
@@ -48,6 +50,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    skip_special_tokens: bool = True
     n: int = 1
 
     def __post_init__(self) -> None:
@@ -69,6 +72,9 @@ class SamplingParams:
             check_number(name, getattr(self, name), (-100, 100))
         check_number("logprobs", self.logprobs, (0, MAX_LOGPROBS), is_whole=True, is_optional=True)
         check_number("n", self.n, (1, MAX_SAMPLES), is_whole=True)
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} is {getattr(self, name)!r:.80}, expected True or False", hint=f"correct {name}")
         for token, bias in self.logit_bias.items():
             check_number("a token of logit_bias", token, (0, 1 << 31), is_whole=True)
             check_number("a value of logit_bias", bias, (-1e4, 1e4))

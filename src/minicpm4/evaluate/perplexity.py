@@ -123,7 +123,7 @@ def resolve_window(llm: LLM, options: PerplexityOptions) -> tuple[int, int]:
 
 def bos_of(llm: LLM) -> list[int]:
     tokenizer = llm.loaded.tokenizer
-    return [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    return list(tokenizer.before)
 
 
 def tokens_of(llm: LLM, text: Text, *, limit: int | None) -> list[int]:

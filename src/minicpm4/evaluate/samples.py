@@ -54,10 +54,10 @@ class Frame:
 
 def frame_of(llm: LLM, *, is_plain: bool) -> Frame:
     """The chat template's, or nothing where the model has none or it is not wanted."""
-    template = llm.loaded.template
-    if is_plain or template is None:
+    templates = llm.loaded.templates
+    if is_plain or templates is None:
         return Frame("", " ")
-    before, place, after = template.render([{"role": "user", "content": PLACE}]).partition(PLACE)
+    before, place, after = templates.choose().render([{"role": "user", "content": PLACE}]).text.partition(PLACE)
     if not place or PLACE in after:
         raise CheckpointError("the chat template does not write a message once", hint="give --plain to leave the template out")
     return Frame(before, after)

@@ -1,7 +1,6 @@
 """What a model is: sizes, scales, rotary embedding, sparse attention. Parsed once, frozen, every field concrete.
 
-Knows the keys of Hugging Face's config.json; a GGUF file's keys are `checkpoint.gguf_model`'s. Custom code that a
-config points to (`auto_map`) is never imported.
+Knows no file's keys: those of Hugging Face's config.json are `hf_config`'s, a GGUF file's `checkpoint.gguf_model`'s.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ class RopeConfig:
     """theta: base of the frequencies.
 
     short_factors, long_factors: divisor of each of the head_dim / 2 frequencies; None means ones. The long ones apply
-    to contexts longer than original_context (tokens); None means that the short ones always apply.
+    to contexts longer than original_context (tokens); None means that the short ones always apply. follows_context: the context that counts
+    is the one that a model is loaded with; else it is the model's own at the least, as in MiniCPM's code.
     magnitude: factor on cosines and sines.
     """
 
@@ -36,6 +36,7 @@ class RopeConfig:
     long_factors: tuple[float, ...] | None = None
     original_context: int | None = None
     magnitude: float = 1.0
+    follows_context: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("rope theta", self.theta), ("rope magnitude", self.magnitude)):
@@ -101,10 +102,12 @@ class SparseConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Llama family with MiniCPM's scales.
+    """A decoder of the Llama family with MiniCPM's scales, and what Qwen adds.
 
     embedding_scale multiplies embeddings, residual_scale every branch that is added to the residual stream,
     1 / logit_divisor the last hidden state before the head; all are 1 for a plain Llama.
+    biases: the roles of layer matrices whose products a vector is added to, of "q", "k", "v", "o", "gate", "up" and "down". has_head_norms:
+    each head of queries and keys is normalized before it is turned.
     context_length: the tokens that the published model is made for. bos_id and eos_ids come from the config; the tokenizer may know better.
     """
 
@@ -122,6 +125,8 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_divisor: float = 1.0
     has_tied_head: bool = False
+    biases: frozenset[str] = frozenset()
+    has_head_norms: bool = False
     sparse: SparseConfig | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -144,16 +149,11 @@ class ModelConfig:
                 f"{self.head_dim // 2} numbers, one a frequency",
             )
 
-
-# Keys that do not change inference, or that restate what the weights say; they are read by being known.
-HF_SILENT_KEYS = frozenset((
-    "_name_or_path", "architectures", "attention_bias", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "hidden_act",
-    "initializer_range", "is_llama_config", "mlp_bias", "model_type", "mup_denominator", "pad_token_id", "pretraining_tp",
-    "rope_interleaved", "tie_word_embeddings", "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_version",
-    "use_cache",
-))  # fmt: skip
-HF_ARCHITECTURES = frozenset(("MiniCPMForCausalLM", "MiniCPM4ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"))
-HF_ONLY_VALUES = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False}
+    @property
+    def usual_context(self) -> int:
+        """The context that is chosen where none is asked for: as far as a rope that follows it keeps the short factors."""
+        is_short = self.rope.follows_context and self.rope.original_context and self.rope.short_factors != self.rope.long_factors
+        return min(self.context_length, self.rope.original_context or self.context_length) if is_short else self.context_length
 
 
 def is_in_range(number: Any) -> bool:
@@ -188,139 +188,3 @@ class KeyReader:
 
     def unread(self) -> list[str]:
         return sorted(str(key) for key in self.values.keys() - self.seen)
-
-
-def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
-    """A config.json's model and the warnings to show: keys that were not understood, code that was not run.
-
-    Raises ConfigError where a key is missing, has the wrong type, or asks for an architecture that this is not.
-    """
-    keys = KeyReader(values, "config.json")
-    is_minicpm = is_minicpm_architecture(keys)
-    hidden, layers, heads = keys.need("hidden_size", int), keys.need("num_hidden_layers", int), keys.need("num_attention_heads", int)
-    require(0 < layers <= 1024 and 0 < heads < LIMIT, "layers, heads", (layers, heads), "positive whole numbers")
-    context, head_dim = keys.get("max_position_embeddings", int, 2048), keys.get("head_dim", int, hidden // heads)
-    require(0 < head_dim < LIMIT, "head_dim", head_dim, "a positive whole number")
-    eos = values.get("eos_token_id")
-    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-    require(all(type(i) is int for i in eos_ids), "eos_token_id", eos, "whole numbers")
-    warnings = ["auto_map names custom code; it is ignored, this package has its own"] if keys.get("auto_map", dict) else []
-    config = ModelConfig(
-        vocab_size=keys.need("vocab_size", int),
-        hidden_size=hidden,
-        intermediate_size=keys.need("intermediate_size", int),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=keys.get("num_key_value_heads", int, heads),
-        head_dim=head_dim,
-        context_length=context,
-        norm_eps=keys.get("rms_norm_eps", float, 1e-6),
-        rope=rope_from_hf(keys, warnings, head_dim=head_dim, context=context),
-        **(minicpm_scales(keys, hidden=hidden, layers=layers) if is_minicpm else {}),
-        has_tied_head=keys.get("tie_word_embeddings", bool, is_minicpm),
-        sparse=sparse_from_hf(keys, warnings) or (SparseConfig() if is_minicpm else None),  # published MiniCPM4 files have no block
-        bos_id=keys.get("bos_token_id", int),
-        eos_ids=eos_ids,
-    )
-    window = keys.get("sliding_window", int)
-    if window is not None and window < context:
-        raise ConfigError(f"config.json: sliding_window {window} is not supported", hint="only full attention and InfLLM v2 are")
-    unread = [key for key in keys.unread() if key not in HF_SILENT_KEYS]
-    if unread:
-        warnings.append(f"config.json: ignored keys {', '.join(unread)}")
-    return config, warnings
-
-
-def is_minicpm_architecture(keys: KeyReader) -> bool:
-    """Whether it is MiniCPM's rather than Llama's; ConfigError if it is neither, or has parts that ours has not."""
-    architectures = keys.get("architectures", list, [])
-    names = {name for name in architectures if isinstance(name, str)}
-    if architectures and not HF_ARCHITECTURES & names:
-        raise ConfigError(f"architecture {architectures!r:.200} is not supported", hint=f"supported: {', '.join(sorted(HF_ARCHITECTURES))}")
-    for key, only in HF_ONLY_VALUES.items():
-        value = keys.values.get(key, only)
-        if value not in (only, None):
-            raise ConfigError(
-                f"config.json: {key} is {value!r:.80}, only {only!r} is supported", hint="this is not a plain MiniCPM4 or Llama model"
-            )
-    return any(name.startswith("MiniCPM") for name in names) or keys.get("model_type", str) == "minicpm"
-
-
-def minicpm_scales(keys: KeyReader, *, hidden: int, layers: int) -> dict[str, float]:
-    """The three scales; a Llama has none, whatever keys it was left with."""
-    base = keys.get("dim_model_base", int, 1)
-    require(0 < base < LIMIT, "dim_model_base", base, "a positive whole number")
-    return {
-        "embedding_scale": keys.get("scale_emb", float, 1.0),
-        "residual_scale": keys.get("scale_depth", float, 1.0) / math.sqrt(layers),
-        "logit_divisor": hidden / base,
-    }
-
-
-def sparse_from_hf(keys: KeyReader, warnings: list[str]) -> SparseConfig | None:
-    block = keys.get("sparse_config", dict)
-    if block is None:
-        return None
-    inner = KeyReader(block, "config.json sparse_config")
-    if inner.get("use_nope", bool, False):
-        raise ConfigError("config.json: sparse_config.use_nope is not supported", hint="no published model sets it")
-    names = (field.name for field in fields(SparseConfig) if field.name != "has_coarse_lse")  # which is ours
-    values = {name: inner.get(name, int, getattr(SparseConfig, name)) for name in names}
-    if inner.unread():
-        warnings.append(f"config.json: ignored sparse_config keys {', '.join(inner.unread())}")
-    return SparseConfig(**values)
-
-
-def rope_from_hf(keys: KeyReader, warnings: list[str], *, head_dim: int, context: int) -> RopeConfig:
-    """`rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both."""
-    parameters = keys.get("rope_parameters", dict)
-    theta, block = keys.get("rope_theta", float, 10000.0), keys.get("rope_scaling", dict) or parameters or {}
-    scaling = KeyReader(block, "config.json rope_scaling")
-    theta = scaling.get("rope_theta", float, theta)
-    require(theta > 0 and head_dim <= 1 << 16, "rope theta, head_dim", (theta, head_dim), "positive, and at most 65536")
-    original = keys.get("original_max_position_embeddings", int, context)
-    rope = scaled_rope(scaling, theta, head_dim=head_dim, context=context, original=original)
-    if scaling.unread():
-        warnings.append(f"config.json: ignored rope_scaling keys {', '.join(scaling.unread())}")
-    return rope
-
-
-def scaled_rope(scaling: KeyReader, theta: float, *, head_dim: int, context: int, original: int) -> RopeConfig:
-    """original: the context trained first, unless the block itself says."""
-    kind = scaling.get("rope_type", str, scaling.get("type", str, "default"))
-    if kind == "default":
-        return RopeConfig(theta)
-    if kind == "linear":
-        factors = (scaling.need("factor", float),) * (head_dim // 2)
-        return RopeConfig(theta, factors, factors)
-    if kind == "llama3":
-        factors = llama3_factors(scaling, theta, head_dim)
-        return RopeConfig(theta, factors, factors)
-    if kind == "longrope":
-        original = scaling.get("original_max_position_embeddings", int, original)
-        require(original > 1, "original_max_position_embeddings", original, "more than 1")
-        stretch = max(1.0, context / original)
-        magnitude = scaling.get("attention_factor", float, math.sqrt(1 + math.log(stretch) / math.log(original)))
-        short, long = (factor_list(scaling.need(name, list)) for name in ("short_factor", "long_factor"))
-        return RopeConfig(theta, short, long, original, magnitude)
-    raise ConfigError(f"config.json: rope type {kind!r:.80} is not supported", hint="supported: default, linear, llama3, longrope")
-
-
-def factor_list(values: list[Any]) -> tuple[float, ...]:
-    require(all(isinstance(v, int | float) and not isinstance(v, bool) for v in values), "rope factors", values, "numbers")
-    return tuple(float(v) for v in values)
-
-
-def llama3_factors(scaling: KeyReader, theta: float, head_dim: int) -> tuple[float, ...]:
-    """Divisors of Llama 3.1's scaling: long wavelengths by `factor`, short ones by 1, a ramp between (Meta's published rule)."""
-    factor, low, high = scaling.need("factor", float), scaling.need("low_freq_factor", float), scaling.need("high_freq_factor", float)
-    original = scaling.need("original_max_position_embeddings", int)
-    require(
-        factor > 0 and high > low > 0, "llama3 rope scaling", (factor, low, high), "factor > 0 and high_freq_factor > low_freq_factor > 0"
-    )
-    factors = []
-    for i in range(head_dim // 2):
-        wavelength = 2 * math.pi * theta ** (2 * i / head_dim)
-        blend = min(1.0, max(0.0, (original / wavelength - low) / (high - low)))  # 1 keeps the frequency, 0 divides it
-        factors.append(1 / ((1 - blend) / factor + blend))
-    return tuple(factors)

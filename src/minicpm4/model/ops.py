@@ -46,8 +46,14 @@ class Ops(Protocol[Array, Kept]):
     def rms_norm(self, x_TK: Array, weight_K: Kept, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight, the mean in float32 over the last axis."""
 
+    def rms_norm_heads(self, x_TK: Array, weight_D: Kept, eps: float) -> Array:
+        """`rms_norm` of every head of x [T, heads * D] on its own, with one weight for all."""
+
     def linear(self, x_TK: Array, weight_NK: Kept) -> Array:
         """x @ weight.T -> [T, N]."""
+
+    def add_bias(self, x_TK: Array, bias_K: Kept) -> Array:
+        """x + bias, the same for every row."""
 
     def rotation(self, positions_T: Array, table: RopeTable) -> Any:
         """Cosines and sines of every row's angles, made once a step, in a form that only the same executor's `rope` reads."""

@@ -34,7 +34,8 @@ def rope_table(config: ModelConfig, context_length: int) -> RopeTable:
     3.2; the rule of the checkpoints' own code, which builds its table for max_position_embeddings at the least).
     """
     rope, num_frequencies = config.rope, config.head_dim // 2
-    is_long = rope.original_context is not None and max(context_length, config.context_length) > rope.original_context
+    counted = context_length if rope.follows_context else max(context_length, config.context_length)
+    is_long = rope.original_context is not None and counted > rope.original_context
     factors = (rope.long_factors if is_long else rope.short_factors) or (1.0,) * num_frequencies
     exponents_F = np.arange(num_frequencies, dtype=np.float32) * np.float32(2) / np.float32(config.head_dim)
     return RopeTable(

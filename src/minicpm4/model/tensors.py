@@ -40,7 +40,7 @@ STORAGE_FORMATS = {
         ("f32", 1, 4), ("f16", 1, 2), ("bf16", 1, 2),
         ("q8_0", 32, 34), ("q4_0", 32, 18), ("q4_1", 32, 20), ("q5_0", 32, 22), ("q5_1", 32, 24),
         ("q4_k", 256, 144), ("q5_k", 256, 176), ("q6_k", 256, 210),
-        ("tq1_0", 256, 54), ("tq2_0", 256, 66),
+        ("tq1_0", 256, 54), ("tq2_0", 256, 66), ("q2_0", 64, 18), ("q2_0_g128", 128, 34),
         ("ternary_g32", 32, 10), ("ternary_g64", 64, 18), ("ternary_g128", 128, 34), ("ternary_g256", 256, 66),
     ]
 }  # fmt: skip
@@ -77,3 +77,8 @@ class PackedTensor:
     def take_rows(self, rows: np.ndarray) -> PackedTensor:
         """The same tensor with its rows in the given order (a copy)."""
         return replace(self, data=self.data[rows], shape=(len(rows), *self.shape[1:]))
+
+    def take_elements(self, elements: np.ndarray) -> PackedTensor:
+        """The same vector of a dense format with its elements in the given order (a copy)."""
+        size = self.format.block_bytes
+        return replace(self, data=self.data.reshape(-1, size)[elements].reshape(1, -1))

@@ -1,6 +1,6 @@
-"""Blocks of elements that are -1, 0 or 1 times one scale: GGUF's tq1_0 and tq2_0, and our own ternary_g32, g64, g128, g256.
+"""Blocks of elements that are -1, 0 or 1 times one scale: GGUF's tq1_0, tq2_0 and q2_0, and our own ternary_g32, g64, g128, g256.
 
-GGUF's blocks have 256 elements and take the largest magnitude as their scale. Ours have as many as the name says and follow
+GGUF's blocks have 256 elements (q2_0: 64, or 128 in older files) and take the largest magnitude as their scale. Ours have as many as the name says and follow
 BitCPM: the scale is the mean magnitude. A block whose values share one magnitude is stored exactly by `encode_exact`, and by
 GGUF's; by BitCPM's rule it is not, because zeros lower the mean: encode trained weights once, and keep codes and scales.
 """
@@ -22,6 +22,9 @@ TQ2_0_FIELDS = np.dtype([("codes", "u1", 64), ("scale", "<f2")])
 TQ1_0_FIELDS = np.dtype([("codes", "u1", 52), ("scale", "<f2")])
 TQ1_0_RUNS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))  # first element, bytes, elements a byte
 POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+
+# The scale first, then two bits an element in order: element j is bits 2 (j % 4) and up of byte j / 4. Code 3 is legal and means 2.
+Q2_0_FIELDS = {g: np.dtype([("scale", "<f2"), ("codes", "u1", g // 4)]) for g in (64, 128)}
 
 # Ours: two bits an element in order, then the block's scale. Element e is bits 2 (e % 4), 2 (e % 4) + 1 of byte e / 4; code 0, 1
 # or 2 means -1, 0 or 1. Code 3 is reserved: it is never written, readers of files refuse it, and decoders compute 2 for it.
@@ -61,7 +64,7 @@ def decode_tq2_0(blocks_n: np.ndarray) -> np.ndarray:
 
 
 def scale_and_digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scale is the largest magnitude; float16 [n] and digits 0..2, int32 [n, 256]."""
+    """The scale is the largest magnitude; float16 [n] and digits 0..2, int32 as the values."""
     scale = to_half(np.abs(values).max(axis=1))
     return scale, codes_of(values * reciprocal(column(scale)), -1, 1) + 1
 
@@ -81,8 +84,15 @@ def encode_tq2_0(values: np.ndarray) -> np.ndarray:
     return blocks
 
 
+def encode_q2_0(values: np.ndarray) -> np.ndarray:
+    blocks = np.empty(len(values), Q2_0_FIELDS[values.shape[1]])
+    blocks["scale"], digits = scale_and_digits(values)
+    blocks["codes"] = pack_fields(digits.reshape(len(values), -1, 4, 1), 2)[..., 0]
+    return blocks
+
+
 def decode_ternary(blocks_n: np.ndarray) -> np.ndarray:
-    """scale * (code - 1)."""
+    """scale * (code - 1), of our blocks and of q2_0's."""
     codes = unpack_fields(blocks_n["codes"][..., None], 2).reshape(len(blocks_n), -1)
     return column(blocks_n["scale"]) * (codes.astype(np.int8) - np.int8(1))
 
@@ -113,5 +123,7 @@ def encode_exact(values_ng: np.ndarray) -> np.ndarray:
 CODECS = {
     "tq1_0": Codec(TQ1_0_FIELDS, decode_tq1_0, encode_tq1_0),
     "tq2_0": Codec(TQ2_0_FIELDS, decode_tq2_0, encode_tq2_0),
+    "q2_0": Codec(Q2_0_FIELDS[64], decode_ternary, encode_q2_0),
+    "q2_0_g128": Codec(Q2_0_FIELDS[128], decode_ternary, encode_q2_0),
     **{f"ternary_g{g}": Codec(fields, decode_ternary, encode_mean) for g, fields in TERNARY_FIELDS.items()},
 }

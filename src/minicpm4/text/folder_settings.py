@@ -1,12 +1,12 @@
-"""What the small JSON files beside a tokenizer say: its added tokens, the names of BOS and EOS, the template.
+"""What the small JSON files beside a tokenizer say: its added tokens, its special tokens by name, the template.
 
-Knows tokenizer_config.json, special_tokens_map.json and added_tokens.json; the first wins where they disagree on a name, and
-two ids for one token are an error.
+Follows the `transformers` library: tokenizer_config.json with `added_tokens_decoder` says it all; without that, special_tokens_map.json
+goes before it, and added_tokens.json gives ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,33 +16,57 @@ from minicpm4.text.files import AGAIN, read_settings
 from minicpm4.text.tokenizer import WholeToken
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+EXTRA = ("extra_special_tokens", "additional_special_tokens")  # two names of one list; the older one is read where the newer is empty
+MODEL_SPECIFIC = "model_specific_special_tokens"
+NO_TOKENS = ("add_bos_token", "add_eos_token")  # end as names of tokens do, and are switches
+
+
+@dataclass(frozen=True)
+class NamedToken:
+    """A token that the settings name as special. WholeToken's flags, but for the id, which the vocabulary knows."""
+
+    text: str
+    strips_left: bool = False
+    strips_right: bool = False
+    is_word: bool = False
 
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """added: tokens beside the vocabulary's own, by id. bos, eos: their text. adds_bos: None where the files do not say.
+    """added: tokens beside the vocabulary's own, with their ids. special: those that the files name as special, by role or in lists.
 
+    special_tokens: the texts of those with a role, by its name, such as bos_token. adds_bos: None where the files do not say.
     is_legacy: SentencePiece models put a space before every text between control tokens, not only before the first.
     template: as the file holds it, unchecked.
     """
 
     added: tuple[WholeToken, ...]
-    bos: str | None
-    eos: str | None
+    special: tuple[NamedToken, ...]
+    special_tokens: Mapping[str, str]
     adds_bos: bool | None
     is_legacy: bool
     template: Any
 
+    @property
+    def bos(self) -> str | None:
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos(self) -> str | None:
+        return self.special_tokens.get("eos_token")
+
 
 def read_folder_settings(folder: Path) -> FolderSettings:
     config, special, added = (read_settings(folder / name) for name in (CONFIG, SPECIAL, ADDED))
-    control_texts = {text for values in (config, special) for text in named_texts(values)}
-    tokens = dict(added_by_id(config, added, control_texts))
+    values = config if isinstance(config.get("added_tokens_decoder"), dict) else {**config, **special}
+    values = {**values, **{name: value for name, value in special.items() if values.get(name) is None}}
+    by_role = {role: token for role in ROLES if (token := named_token(values.get(role))) is not None}
+    tokens = {token.text: token for token in (*by_role.values(), *extra_tokens(values))}
     return FolderSettings(
-        added=tuple(tokens.values()),
-        bos=token_text(config.get("bos_token")) or token_text(special.get("bos_token")),
-        eos=token_text(config.get("eos_token")) or token_text(special.get("eos_token")),
+        added=tuple(dict(added_by_id(config, added, set(tokens))).values()),
+        special=tuple(tokens.values()),
+        special_tokens={role: token.text for role, token in by_role.items()},
         adds_bos=boolean(config, "add_bos_token"),
         is_legacy=boolean(config, "legacy") is not False,
         template=config.get("chat_template"),
@@ -65,12 +89,21 @@ def token_text(value: Any) -> str | None:
     return value
 
 
-def named_texts(values: dict[str, Any]) -> Iterator[str]:
-    """The texts of the tokens that a file gives a role, which makes them control tokens."""
-    additional = values.get("additional_special_tokens")
-    for value in [*map(values.get, ROLES), *(additional if isinstance(additional, list) else [])]:
-        if name := token_text(value):
-            yield name
+def named_token(value: Any) -> NamedToken | None:
+    text = token_text(value)
+    flags = value if isinstance(value, dict) else {}
+    left, right, word = (flags.get(flag) is True for flag in ("lstrip", "rstrip", "single_word"))
+    return NamedToken(text, left, right, word) if text else None
+
+
+def extra_tokens(values: dict[str, Any]) -> Iterator[NamedToken]:
+    """Special tokens without a role of their own: in lists, by a model's own names, and under keys that end with _token."""
+    lists = [next((values[name] for name in EXTRA if values.get(name)), None), values.get(MODEL_SPECIFIC)]
+    own = [value for key, value in values.items() if key.endswith("_token") and key not in (*ROLES, *NO_TOKENS)]
+    found = [one for value in lists for one in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())]
+    for value in [*found, *(value for value in own if isinstance(value, str | dict))]:
+        if token := named_token(value):
+            yield token
 
 
 def added_by_id(config: dict[str, Any], added: dict[str, Any], control_texts: set[str]) -> Iterator[tuple[int, WholeToken]]:
@@ -78,7 +111,8 @@ def added_by_id(config: dict[str, Any], added: dict[str, Any], control_texts: se
     for text, value in added.items():
         if type(value) is not int:
             raise CheckpointError(f"{ADDED}: the id of {text!r:.100} is {value!r:.80}, expected a whole number", hint=AGAIN)
-        yield value, WholeToken(text, value, is_control=text in control_texts)
+        is_control = text in control_texts
+        yield value, WholeToken(text, value, is_control=is_control, is_normalized=not is_control)
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{CONFIG}: added_tokens_decoder is no object", hint=AGAIN)
@@ -86,5 +120,6 @@ def added_by_id(config: dict[str, Any], added: dict[str, Any], control_texts: se
         name = token_text(value)
         if not key.isdecimal() or len(key) > 9 or not isinstance(value, dict) or not name:
             raise CheckpointError(f"{CONFIG}: added_tokens_decoder holds {key!r:.40}: {value!r:.80}", hint=AGAIN)
-        is_control, left, right = (value.get(flag) is True for flag in ("special", "lstrip", "rstrip"))
-        yield int(key), WholeToken(name, int(key), is_control=is_control, strips_left=left, strips_right=right)
+        left, right, word = (value.get(flag) is True for flag in ("lstrip", "rstrip", "single_word"))
+        is_control = value.get("special") is True or name in control_texts
+        yield int(key), WholeToken(name, int(key), is_control, left, right, word, value.get("normalized", not is_control) is True)

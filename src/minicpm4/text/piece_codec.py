@@ -12,21 +12,25 @@ from minicpm4.text.folder_settings import FolderSettings
 from minicpm4.text.library_errors import guarded
 from minicpm4.text.piece_model import normalizer
 from minicpm4.text.token_text import piece_bytes
-from minicpm4.text.tokenizer import Tokenizer, WholeToken, check_id
+from minicpm4.text.tokenizer import Tokenizer, WholeToken, check_rows
 
 
 class PieceCodec:
-    """model: a serialized SentencePiece model. num_pieces: its ids are 0 to num_pieces - 1."""
+    """model: a serialized SentencePiece model. num_pieces: its ids are 0 to num_pieces - 1; pieces that the model has beyond it are none
+    of the vocabulary, and the unknown one takes their place."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, *, num_pieces: int | None = None) -> None:
         with guarded("reading the SentencePiece model"):
             self._processor = SentencePieceProcessor()
             self._processor.load_from_serialized_proto(model)
-            self.num_pieces = int(self._processor.get_piece_size())
+            size = int(self._processor.get_piece_size())
+            self.num_pieces, self._is_whole = size if num_pieces is None else num_pieces, num_pieces in (None, size)
+            self._unknown = [i for i in [int(self._processor.unk_id())] if 0 <= i < self.num_pieces]
 
     def encode(self, text: str) -> list[int]:
         with guarded("tokenizing the text"):
-            return list(self._processor.encode(text))
+            ids = list(self._processor.encode(text))
+        return ids if self._is_whole else [own for i in ids for own in ([i] if i < self.num_pieces else self._unknown)]
 
     def token_bytes(self, token_id: int) -> bytes:
         return piece_bytes(self.piece(token_id)) if token_id < self.num_pieces else b""
@@ -40,6 +44,11 @@ class PieceCodec:
             ids = range(self.num_pieces)
             found = [i for i in ids if self._processor.is_control(i) or self._processor.is_unknown(i)]
             return [WholeToken(self.piece(i), i) for i in found]
+
+    def piece_id(self, text: str) -> int | None:
+        """The piece of exactly this text."""
+        found = int(self._processor.piece_to_id(text))
+        return found if 0 <= found < self.num_pieces and self.piece(found) == text else None
 
     def own_id(self, role: str) -> int | None:
         """The model's own `bos` or `eos` piece."""
@@ -59,25 +68,38 @@ def read_tokenizer_model(path: Path, settings: FolderSettings, *, vocab_size: in
     adds_space = codec.adds_space()
     if adds_space and not settings.is_legacy:
         codec = PieceCodec(model + normalizer(adds_space=False))
-    check_id(codec.num_pieces - 1, vocab_size=vocab_size)
+    check_rows(range(codec.num_pieces), vocab_size=vocab_size)
+    tokens = whole_tokens(codec, settings)
+    ids = {token.text: token.id for token in tokens if token.id < vocab_size}
+    bos_id, eos_id = (
+        codec.own_id(role) if text is None else ids.get(text) for role, text in (("bos", settings.bos), ("eos", settings.eos))
+    )
+    own_end = codec.own_id("eos")
+    ends = {} if own_end is None or own_end >= vocab_size else {own_end: "the end of tokenizer.model"}
+    return Tokenizer(
+        codec=codec,
+        vocab_size=vocab_size,
+        whole_tokens=tuple(token for token in tokens if token.id < vocab_size),
+        bos_id=bos_id,
+        before=(bos_id,) if settings.adds_bos is not False and bos_id is not None else (),
+        ends=ends if eos_id is None else {**ends, eos_id: "eos_token of the tokenizer's settings"},
+        spaces_first=adds_space and not settings.is_legacy,
+        drops_space=adds_space,
+    )
+
+
+def whole_tokens(codec: PieceCodec, settings: FolderSettings) -> list[WholeToken]:
+    """The model's control pieces, the added tokens, and pieces that the settings name as special."""
     tokens = {token.id: token for token in codec.control_tokens()}
     for token in settings.added:
         check_added(codec, token)
         tokens[token.id] = token
-    ids = {token.text: token.id for token in tokens.values()}
-    bos_id, eos_id = (
-        codec.own_id(role) if text is None else named_id(ids, text) for role, text in (("bos", settings.bos), ("eos", settings.eos))
-    )
-    return Tokenizer(
-        codec=codec,
-        vocab_size=vocab_size,
-        whole_tokens=tuple(tokens.values()),
-        bos_id=bos_id,
-        adds_bos=settings.adds_bos is not False and bos_id is not None,
-        eos_ids=tuple(dict.fromkeys(found for found in (eos_id, codec.own_id("eos")) if found is not None)),
-        spaces_first=adds_space and not settings.is_legacy,
-        drops_space=adds_space,
-    )
+    known = {token.text for token in tokens.values()}
+    for named in settings.special:
+        token_id = None if named.text in known else codec.piece_id(named.text)
+        if token_id is not None:
+            tokens[token_id] = WholeToken(named.text, token_id, True, named.strips_left, named.strips_right, named.is_word)
+    return list(tokens.values())
 
 
 def check_added(codec: PieceCodec, token: WholeToken) -> None:
@@ -86,9 +108,3 @@ def check_added(codec: PieceCodec, token: WholeToken) -> None:
         raise CheckpointError(
             f"the added token {token.text!r:.100} has the id {token.id}, which is that of {codec.piece(token.id)!r:.100}", hint=AGAIN
         )
-
-
-def named_id(ids: dict[str, int], text: str) -> int:
-    if text not in ids:
-        raise CheckpointError(f"the tokenizer's settings name the token {text!r:.100}, which the tokenizer lacks", hint=AGAIN)
-    return ids[text]

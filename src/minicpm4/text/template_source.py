@@ -1,4 +1,4 @@
-"""Where a model keeps its chat template: chat_template.jinja, tokenizer_config.json, or a GGUF file's metadata."""
+"""Where a model keeps its chat templates: files of a folder, tokenizer_config.json, or a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -7,47 +7,56 @@ from pathlib import Path
 from typing import Any
 
 from minicpm4.errors import CheckpointError
-from minicpm4.text.chat_template import MAX_SOURCE, ChatTemplate
-from minicpm4.text.files import AGAIN, read_text
+from minicpm4.text.chat_template import DEFAULT, MAX_SOURCE, ChatTemplate, ChatTemplates
+from minicpm4.text.files import AGAIN, read_settings, read_text
 from minicpm4.text.folder_settings import read_folder_settings
-from minicpm4.text.gguf_vocabulary import role_text
+from minicpm4.text.gguf_vocabulary import role_texts
 
-DEFAULT = "default"
+FILE, OLD_FILE, FOLDER = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 GGUF_KEY = "tokenizer.chat_template"
+MAX_TEMPLATES = 64
 
 
-def template_of_folder(folder: Path) -> ChatTemplate | None:
-    """The template of a folder, its file before its setting; None where there is none.
-
-    CheckpointError where there are several and none of them is named `default`.
-    """
+def templates_of_folder(folder: Path) -> ChatTemplates | None:
+    """The templates of a folder, its files before its settings; None where there are none."""
     settings = read_folder_settings(folder)
-    path = folder / "chat_template.jinja"
-    source = read_text(path, limit=4 * MAX_SOURCE) if path.exists() else choose_source(settings.template)
-    return None if source is None else ChatTemplate(source, bos=settings.bos or "", eos=settings.eos or "")
+    sources = (
+        sources_in_files(folder) or named_sources(settings.template) or named_sources(read_settings(folder / OLD_FILE).get("chat_template"))
+    )
+    return make_templates(sources, settings.special_tokens)
 
 
-def choose_source(value: Any) -> str | None:
-    """The setting's template: its text, or the default among a list of named ones."""
+def sources_in_files(folder: Path) -> dict[str, str]:
+    """chat_template.jinja is the default; others lie in a folder beside it, named by their files."""
+    paths = {DEFAULT: folder / FILE} | {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))[:MAX_TEMPLATES]}
+    return {name: read_text(path, limit=4 * MAX_SOURCE) for name, path in paths.items() if path.is_file()}
+
+
+def named_sources(value: Any) -> dict[str, str]:
+    """The setting's templates by name: one text is the default; else a list of objects, or an object."""
     if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise CheckpointError(f"tokenizer_config.json: chat_template is a {type(value).__name__}, expected text or a list", hint=AGAIN)
-    named = {str(one.get("name")): one.get("template") for one in value}
-    source = named.get(DEFAULT)
-    if not isinstance(source, str):
+        return {} if value is None else {DEFAULT: value}
+    pairs = list(value.items()) if isinstance(value, dict) else []
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        pairs = [(one.get("name"), one.get("template")) for one in value]
+    if not pairs or len(pairs) > MAX_TEMPLATES or not all(isinstance(part, str) for pair in pairs for part in pair):
         raise CheckpointError(
-            f"tokenizer_config.json holds the chat templates {', '.join(named)!r:.200}, none of them the default",
-            hint="name one of them default, or put it into chat_template.jinja",
+            f"chat_template is a {type(value).__name__}, expected text, or a list of objects with name and template", hint=AGAIN
         )
-    return source
+    return dict(pairs)
 
 
-def template_of_gguf(metadata: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template in a GGUF file's metadata; None where there is none."""
-    source = metadata.get(GGUF_KEY)
-    if source is None:
-        return None
-    if not isinstance(source, str):
-        raise CheckpointError(f"GGUF metadata: {GGUF_KEY} is a {type(source).__name__}, expected text", hint=AGAIN)
-    return ChatTemplate(source, bos=role_text(metadata, "bos"), eos=role_text(metadata, "eos"))
+def templates_of_gguf(metadata: Mapping[str, Any]) -> ChatTemplates | None:
+    """The templates in a GGUF file's metadata; None where there are none."""
+    sources = {}
+    for key, source in metadata.items():
+        if key != GGUF_KEY and not key.startswith(f"{GGUF_KEY}."):
+            continue
+        if not isinstance(source, str):
+            raise CheckpointError(f"GGUF metadata: {key:.80} is a {type(source).__name__}, expected text", hint=AGAIN)
+        sources[key.removeprefix(GGUF_KEY).removeprefix(".") or DEFAULT] = source
+    return make_templates(sources, role_texts(metadata))
+
+
+def make_templates(sources: Mapping[str, str], tokens: Mapping[str, str]) -> ChatTemplates | None:
+    return ChatTemplates({name: ChatTemplate(source, tokens) for name, source in sources.items()}) if sources else None

@@ -17,6 +17,7 @@ from typing import Protocol
 from minicpm4.errors import CheckpointError, RequestError
 
 SPACES = re.compile(r"\s*")
+WORD_CHARACTER = re.compile(r"\w")
 
 
 class Codec(Protocol):
@@ -33,7 +34,8 @@ class WholeToken:
     """A token that is looked for in the text before the codec sees it.
 
     is_control: found only where control tokens are asked for, and stands for no text.
-    strips_left, strips_right: it takes the white space before or after it along.
+    strips_left, strips_right: it takes the white space before or after it along. is_word: it is found only where no letter, digit or
+    underscore stands beside it. is_normalized: it is looked for in text as the codec has normalized it.
     """
 
     text: str
@@ -41,29 +43,39 @@ class WholeToken:
     is_control: bool = True
     strips_left: bool = False
     strips_right: bool = False
+    is_word: bool = False
+    is_normalized: bool = False
+
+    def fits(self, text: str, start: int) -> bool:
+        """Whether it may stand at this place of a text that holds it there."""
+        stop = start + len(self.text)
+        beside = text[max(0, start - 1) : start] + text[stop : stop + 1]
+        return not self.is_word or not WORD_CHARACTER.search(beside)
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A model's tokenizer.
 
-    vocab_size: rows of the embedding; every id lies below it. adds_bos: the model's own convention for raw text.
-    eos_ids: what the tokenizer's files call the end of a text or of a turn. spaces_first: text that begins with no space is
-    given one. drops_space: decoding drops the one space that encoding put first (`spaces_first`, or the codec itself).
+    vocab_size: rows of the embedding; tokens without a row are not used. before, after: what the model's own convention puts around raw
+    text. ends: the tokens that the tokenizer's files call the end of a text or of a turn, each with what says so. spaces_first: text that
+    begins with no space is given one. drops_space: decoding drops the one space that encoding put first (`spaces_first`, or the codec
+    itself).
     """
 
     codec: Codec = field(repr=False)
     vocab_size: int
     whole_tokens: tuple[WholeToken, ...] = field(default=(), repr=False)
     bos_id: int | None = None
-    adds_bos: bool = False
-    eos_ids: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    ends: Mapping[int, str] = field(default_factory=dict)
     spaces_first: bool = False
     drops_space: bool = False
 
     def __post_init__(self) -> None:
         ids = [token.id for token in self.whole_tokens]
-        for token_id in (*ids, *self.eos_ids, self.bos_id or 0):
+        for token_id in (*ids, *self.ends, *self.before, *self.after, self.bos_id or 0):
             check_id(token_id, vocab_size=self.vocab_size)
         check_unique(ids)
         check_unique([token.text for token in self.whole_tokens])
@@ -76,26 +88,38 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool | None = None, parses_special: bool = False) -> list[int]:
         """The text's ids. RequestError for text that is not Unicode, or for a BOS that the model does not have.
 
-        add_bos: None for the model's own convention; a BOS that the text begins with is not doubled. parses_special: whether
-        the text of a control token becomes that token; text from outside must not.
+        add_bos: None for the model's own convention, True for BOS first, False for the text alone; a BOS that the text begins with is not
+        doubled. parses_special: whether the text of a control token becomes that token; text from outside must not.
         """
-        return self.encode_parts(self.split(text, parses_special=parses_special), add_bos=add_bos)
+        ids = self.encode_parts(self.split(text, parses_special=parses_special), add_bos=add_bos)
+        return [*ids, *self.after] if add_bos is None else ids
 
-    def split(self, text: str, *, parses_special: bool) -> list[str | WholeToken]:
-        """The whole tokens in the text, and the text between them."""
+    def split(self, text: str, *, parses_special: bool, foreign: Sequence[tuple[int, int]] = ()) -> list[str | WholeToken]:
+        """The whole tokens in the text, and the text between them.
+
+        foreign: stretches of the text, from and to, that came from outside: a control token that begins or ends in one of them is text.
+        """
         check_text(text)
         pattern = self._all_tokens if parses_special else self._plain_tokens
+        is_foreign = bytearray(len(text))
+        for start, stop in foreign:
+            is_foreign[start:stop] = b"\x01" * (stop - start)
         parts: list[str | WholeToken] = []
-        position = 0
-        for match in pattern.finditer(text) if pattern else ():
-            token, before = self._by_text[match[0]], text[position : match.start()]
+        position = place = 0
+        while match := pattern.search(text, place) if pattern else None:
+            token, place = self._by_text[match[0]], match.start() + 1
+            is_text = token.is_control and (is_foreign[match.start()] or is_foreign[match.end() - 1])
+            if match.start() < position or is_text or not token.fits(text, match.start()):
+                continue
+            before = text[position : match.start()]
             parts += [before.rstrip() if token.strips_left else before, token]
             spaces = SPACES.match(text, match.end()) if token.strips_right else None
-            position = spaces.end() if spaces else match.end()
+            position = place = spaces.end() if spaces else match.end()
         return [part for part in [*parts, text[position:]] if part]
 
     def encode_parts(self, parts: Sequence[str | WholeToken], *, add_bos: bool | None = None) -> list[int]:
-        """The ids of what `split` returned; the strings are ordinary text, whatever they contain."""
+        """The ids of what `split` returned, without what the convention puts after them; the strings are ordinary text, whatever they
+        contain."""
         ids: list[int] = []
         for index, part in enumerate(parts):
             if isinstance(part, WholeToken):
@@ -103,11 +127,10 @@ class Tokenizer:
             else:
                 needs_space = self.spaces_first and index == 0 and not part.startswith(" ")
                 ids += self.codec.encode(" " + part if needs_space else part)
-        if not (self.adds_bos if add_bos is None else add_bos):
-            return ids
-        if self.bos_id is None:
+        if add_bos and self.bos_id is None:
             raise RequestError("a BOS token was asked for, and this tokenizer has none", hint="leave add_bos out")
-        return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+        before = list(self.before) if add_bos is None else [self.bos_id] if add_bos and self.bos_id is not None else []
+        return ids if ids[: len(before)] == before else [*before, *ids]
 
     def decode(self, ids: Iterable[int], *, skips_special: bool = True, is_continuation: bool = False) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD. RequestError for an id that is none of this vocabulary.
@@ -174,6 +197,14 @@ def check_id(token_id: int, *, vocab_size: int) -> None:
             f"the tokenizer has a token with id {token_id}, but the model's embedding has {vocab_size} rows",
             hint="the tokenizer belongs to another model, or is damaged; get both again",
         )
+
+
+def check_rows(ids: Iterable[int], *, vocab_size: int) -> None:
+    """CheckpointError where most tokens have no row in the embedding; a few past its end are not used, as fine-tunes often have them."""
+    ids = list(ids)
+    num_without = sum(i >= vocab_size for i in ids)
+    if 2 * num_without > len(ids):
+        check_id(max(ids), vocab_size=vocab_size)
 
 
 def check_unique(values: Sequence[int] | Sequence[str]) -> None:

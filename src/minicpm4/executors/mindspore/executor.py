@@ -57,7 +57,7 @@ class MindSporeExecutor:
         self._model: Model[Any] = assemble(config, lambda name: self._device.load(weights, name), context_length=options.context_length)
         self._padder = Padder(options.max_step_tokens, pages_for(options.context_length), options.num_pages)
         self._graphs: dict[tuple[tuple[int, int], bool], Callable[..., Tensor]] = {}
-        matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
+        matrices = [weight for layer in self._model.layers for weight in layer.parameters]
         self.weight_bytes = sum(int(weight.nbytes) for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = int(self._device.kv_bytes)
 

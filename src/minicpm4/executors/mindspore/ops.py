@@ -48,9 +48,22 @@ class PortableOps:
         cosines = w.call(MULTIPLY, w.call(COSINE, angles), w.number(table.magnitude))
         return cosines, w.call(MULTIPLY, w.call(SINE, angles), w.name_of(Tensor(magnitudes)))
 
+    def rms_norm(self, x_TK: Rows, weight_K: Any, eps: float) -> Rows:
+        raise NotImplementedError  # each device's own
+
+    def rms_norm_heads(self, x_TK: Rows, weight_D: Any, eps: float) -> Rows:
+        normed = self.rms_norm(replace(x_TK, name=self.heads_of(x_TK)), weight_D, eps)
+        return replace(x_TK, name=self.writer.call(RESHAPE, normed.name, f"({x_TK.num_rows}, {x_TK.columns})"))
+
+    def add_bias(self, x_TK: Rows, bias_K: Any) -> Rows:
+        return replace(x_TK, name=self.activation(self.writer.call(ADD, x_TK.name, self.writer.name_of(bias_K))))
+
+    def heads_of(self, x_TK: Rows) -> str:
+        """The same as [T, heads, D]."""
+        return self.writer.call(RESHAPE, x_TK.name, f"({x_TK.num_rows}, {x_TK.columns // self.head_dim}, {self.head_dim})")
+
     def rope(self, x_TK: Rows, rotation: Rotation) -> Rows:
-        w = self.writer
-        heads = w.call(RESHAPE, x_TK.name, f"({x_TK.num_rows}, {x_TK.columns // self.head_dim}, {self.head_dim})")
+        w, heads = self.writer, self.heads_of(x_TK)
         first, second = w.call(HALVES, heads, outputs=2).split(", ")
         swapped = w.call(JOIN, f"({second}, {first})")
         turned = w.call(ADD, w.call(MULTIPLY, heads, rotation[0]), w.call(MULTIPLY, swapped, rotation[1]))

@@ -23,6 +23,7 @@ from minicpm4.model.parameters import parameter_shapes
 from minicpm4.quant import KV_FORMATS, dequantize
 from minicpm4.quant.activations import meets_bf16
 
+VECTOR_OPS = ("rms_norm", "rms_norm_heads", "add_bias")  # whose weight is a vector
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
 CAPABILITIES = Capabilities(
     weight_formats=frozenset(STORAGE_FORMATS),
@@ -156,7 +157,7 @@ class NativeExecutor:
         if call.table is not None:
             table = np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))
             vector = self._program.add_vector(table)
-        elif call.weight is not None and call.op == "rms_norm":
+        elif call.weight is not None and call.op in VECTOR_OPS:
             vector = places[call.weight]
         elif call.weight is not None:
             weight = places[call.weight]

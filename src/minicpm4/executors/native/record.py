@@ -78,6 +78,12 @@ class Recorder:
     def rms_norm(self, x_TK: Value, weight_K: Named, eps: float) -> Value:
         return self.emit("rms_norm", (x_TK,), x_TK.columns, weight=weight_K.name, factor=eps)
 
+    def rms_norm_heads(self, x_TK: Value, weight_D: Named, eps: float) -> Value:
+        return self.emit("rms_norm_heads", (x_TK,), x_TK.columns, weight=weight_D.name, factor=eps)
+
+    def add_bias(self, x_TK: Value, bias_K: Named) -> Value:
+        return self.emit("add_bias", (x_TK,), x_TK.columns, weight=bias_K.name)
+
     def linear(self, x_TK: Value, weight_NK: Named) -> Value:
         return self.emit("multiply", (x_TK,), weight_NK.shape[0], weight=weight_NK.name)
 

@@ -53,7 +53,7 @@ class ReferenceExecutor:
         self._model: Model[ReferenceWeight] = assemble(config, load, context_length=options.context_length)
         self._cache = ReferenceCache.empty(config, options.num_pages, options.kv_format)
         self._ops = ReferenceOps(config, self._cache, activations=options.activations, sparse=options.sparse)
-        matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
+        matrices = [weight for layer in self._model.layers for weight in layer.parameters]
         self.weight_bytes = sum(weight.values.nbytes for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = self._cache.keys.nbytes + self._cache.values.nbytes
 

@@ -62,6 +62,12 @@ class ReferenceOps:
         mean_square = np.mean(x_TK * x_TK, axis=-1, keepdims=True)
         return x_TK / np.sqrt(mean_square + np.float32(eps)) * weight_K.values
 
+    def rms_norm_heads(self, x_TK: np.ndarray, weight_D: ReferenceWeight, eps: float) -> np.ndarray:
+        return self.rms_norm(x_TK.reshape(len(x_TK), -1, self.config.head_dim), weight_D, eps).reshape(x_TK.shape)
+
+    def add_bias(self, x_TK: np.ndarray, bias_K: ReferenceWeight) -> np.ndarray:
+        return x_TK + bias_K.values
+
     def linear(self, x_TK: np.ndarray, weight_NK: ReferenceWeight) -> np.ndarray:
         x = round_activations(x_TK, self.activations) if weight_NK.is_low_bit else x_TK
         out = x @ weight_NK.values.T

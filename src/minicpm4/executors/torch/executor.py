@@ -65,7 +65,7 @@ class TorchExecutor:
         if options.sparse is not None:
             self._kernels = KernelStore.empty(config, options.sparse, num_pages=options.num_pages, device=self._device)
         self._ops = TorchOps(config, self._cache, self._kernels)
-        matrices = [weight for layer in self._model.layers for weight in vars(layer).values()]
+        matrices = [weight for layer in self._model.layers for weight in layer.parameters]
         self.weight_bytes = sum(weight.nbytes for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = sum(stored.nbytes for stored in self._stores())
 

@@ -71,6 +71,12 @@ class TorchOps:
     def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         return functional.rms_norm(x_TK, x_TK.shape[-1:], weight_K, eps)
 
+    def rms_norm_heads(self, x_TK: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        return self.rms_norm(x_TK.unflatten(-1, (-1, self.config.head_dim)), weight_D, eps).flatten(1)
+
+    def add_bias(self, x_TK: Tensor, bias_K: Tensor) -> Tensor:
+        return x_TK + bias_K
+
     def linear(self, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
         return functional.linear(x_TK, weight_NK)
 

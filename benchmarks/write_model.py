@@ -19,8 +19,8 @@ import gguf
 import numpy as np
 
 from minicpm4.checkpoint import read_gguf, resolve
-from minicpm4.checkpoint.gguf import FORMAT_OF_TYPE
 from minicpm4.checkpoint.gguf_model import parameter_tensors
+from minicpm4.checkpoint.gguf_types import FORMAT_OF_TYPE
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import ConfigError, MiniCPMError
 from minicpm4.model import ModelConfig, PackedTensor

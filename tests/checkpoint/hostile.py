@@ -69,7 +69,6 @@ GGUF: dict[str, tuple[bytes, str]] = {
     "magic-only": (b"GGUF", "truncated"),
     "version-0": (raw_gguf(version=0), "version 0"),
     "version-1": (raw_gguf(version=1), "version 1"),
-    "version-2": (raw_gguf(version=2), "version 2"),
     "version-99": (raw_gguf(version=99), "version 99"),
     "big-endian": (b"GGUF" + struct.pack(">Iqq", 3, 0, 0), "big-endian"),
     "tensors-negative": (raw_gguf(counts=(-1, 0)), "number of tensors is -1"),

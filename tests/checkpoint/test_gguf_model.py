@@ -133,7 +133,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "one-of-two-parts": ({"split.count": 2}, "one of 2 parts"),
     "no-layers": ({"llama.block_count": None}, "block_count is missing"),
     "zero-heads": ({"llama.attention.head_count": 0}, "head_count"),
-    "heads-per-layer": ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv"),
+    "heads-per-layer": ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv differs between layers"),
     "head-count-text": ({"llama.attention.head_count": "4"}, "expected int"),
     "size-huge": ({"llama.embedding_length": 4_000_000_000}, "embedding_length"),
     "layers-huge": ({"llama.block_count": 4_000_000_000}, "block_count"),
@@ -142,13 +142,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "part-rotary": ({"llama.rope.dimension_count": 4}, "rope.dimension_count"),
     "value-length": ({"llama.attention.value_length": 16}, "attention.value_length"),
     "key-length": ({"llama.attention.key_length": 16, "llama.rope.dimension_count": 16}, "has shape"),
-    "vocab-size": ({"llama.vocab_size": 49}, "has shape"),
     "experts": ({"llama.expert_count": 8}, "expert_count"),
     "not-causal": ({"llama.attention.causal": False}, "attention.causal"),
-    "window": ({"llama.attention.sliding_window": 128}, "sliding_window"),
     "eps-nan": ({"llama.attention.layer_norm_rms_epsilon": math.nan}, "layer_norm_rms_epsilon"),
     "theta-zero": ({"llama.rope.freq_base": 0.0}, "rope theta"),
-    "yarn": ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
+    "other-rope": ({"llama.rope.scaling.type": "other"}, "'other'"),
     "linear-with-magnitude": ({"llama.rope.scaling.attn_factor": 2.0}, "attn_factor"),
     "linear-negative": ({"llama.rope.scaling.factor": -2.0}, "rope factors"),
     "longrope-without-factors": ({"llama.rope.scaling.type": "longrope"}, "is absent"),
@@ -166,22 +164,36 @@ def test_metadata_that_cannot_be_right_is_refused(tmp_path: Path, case: str) -> 
     assert refusal.value.hint
 
 
-def test_minicpm_without_its_scales_is_refused(tmp_path: Path) -> None:
+def test_minicpm_without_its_scales_has_the_published_ones(tmp_path: Path) -> None:
     write_gguf_model(tmp_path / "x.gguf", architecture="minicpm")
-    with pytest.raises(ConfigError, match="embedding_scale is missing"):
-        open_checkpoint(tmp_path / "x.gguf")
+    config = open_checkpoint(tmp_path / "x.gguf").config
+    assert (config.embedding_scale, config.residual_scale, config.logit_divisor) == (12, 1.4 / math.sqrt(2), 32 / 256)
+
+
+def test_numbers_that_are_the_same_for_all_layers(tmp_path: Path) -> None:
+    keys = {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [64, 64], "llama.vocab_size": 49}
+    write_gguf_model(tmp_path / "x.gguf", keys=keys)
+    config = open_checkpoint(tmp_path / "x.gguf").config
+    assert (config.num_kv_heads, config.intermediate_size, config.vocab_size) == (2, 64, 48)  # the rows that there are
+
+
+def test_a_window_bounds_the_context(tmp_path: Path) -> None:
+    write_gguf_model(tmp_path / "x.gguf", keys={"llama.attention.sliding_window": 128})
+    checkpoint = open_checkpoint(tmp_path / "x.gguf")
+    assert checkpoint.config.context_length == 128
+    assert checkpoint.warnings[0].startswith("GGUF metadata: attention has a window of 128 tokens")
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     write_gguf_model(tmp_path / "x.gguf", architecture="gemma")
-    with pytest.raises(ConfigError, match="'gemma' is not supported; supported: llama, minicpm"):
+    with pytest.raises(ConfigError, match=r"'gemma' is not supported: it differs by norms that add one.*; supported: llama, minicpm, qwen"):
         open_checkpoint(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize(
     ("extra", "without", "word"),
     [
-        ({"blk.0.attn_q.bias": FACTORS}, (), "unknown tensors, such as 'blk.0.attn_q.bias'"),
+        ({"blk.0.attn_q.bias": FACTORS}, (), "lacks tensors: model.layers.1.self_attn.q_proj.bias"),
         ({"blk.00.attn_q.weight": FACTORS}, (), "unknown tensors"),
         ({"blk.2.attn_norm.weight": FACTORS}, (), "unknown tensors"),
         ({"model.norm.weight": FACTORS}, (), "unknown tensors"),
@@ -212,7 +224,7 @@ def test_a_file_of_a_vocabulary_only_is_refused(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"general.type": "adapter"}, r"x.gguf holds a 'adapter' with \d+ tensors, not a model; name the model's own file"),
-        ({"split.count": 3}, "x.gguf is one of 3 parts; join them with: llama-gguf-split --merge"),
+        ({"split.count": 3}, "x.gguf is one of 3 parts, but its name does not say so; name the parts as NAME-00001-of-00003.gguf"),
     ],
     ids=["adapter", "part"],
 )

@@ -118,11 +118,13 @@ def test_longrope_finds_its_first_context_and_magnitude() -> None:
     for values in (
         LLAMA | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 32}},
         LLAMA | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 32},
-        LLAMA | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 32}, "original_max_position_embeddings": 64},
+        LLAMA | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 64}, "original_max_position_embeddings": 32},
+        MINICPM | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 32}, "original_max_position_embeddings": 64},
     ):
         config, warnings = config_from_hf(values)
         assert not warnings
         assert config.rope.original_context == 32
+        assert config.usual_context == (32 if config.rope.follows_context else config.context_length)
         assert config.rope.magnitude == pytest.approx(1.4**0.5)
     assert read(LLAMA, rope_scaling=LONGROPE).rope.magnitude == 1
     assert read(LLAMA, rope_scaling=LONGROPE | {"attention_factor": 1.25}).rope.magnitude == 1.25
@@ -139,10 +141,21 @@ def test_llama3_divides_slow_frequencies_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, r"architecture \['GPT2LMHeadModel'\] is not supported; supported: LlamaForCausalLM, Mini"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu' is supported; this is not a plain MiniCPM4 or Llama model"),
-        ({"attention_bias": True}, "attention_bias is True, only False is supported"),
-        ({"pretraining_tp": 2}, "pretraining_tp is 2, only 1 is supported"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            r"architecture \['GPT2LMHeadModel'\] is not supported; supported are MiniCPM",
+        ),
+        ({"architectures": None, "model_type": None}, "says neither model_type nor architectures; add one of them"),
+        ({"model_type": "gemma2"}, "model_type 'gemma2' is not supported: it differs by norms that add one"),
+        ({"model_type": "phi3"}, "model_type 'phi3' is not supported: it differs by matrices in one"),
+        ({"model_type": "qwen2_moe"}, "it differs by experts"),
+        ({"model_type": "nobody_knows"}, "model_type 'nobody_knows' is not supported; supported are"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu' is supported; this is no model of the Llama family"),
+        ({"rope_interleaved": True}, "rope_interleaved is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, expected 1"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope parameters of their own for kinds of layers"),
+        ({"model_type": "qwen2", "layer_types": ["chunked_attention"]}, "layer_types holds 'chunked_attention'"),
         ({"hidden_size": None}, "config.json: hidden_size is missing; check that this is a causal language model's config"),
         ({"vocab_size": "97"}, "config.json: vocab_size is '97', expected int"),
         ({"vocab_size": True}, "config.json: vocab_size is True, expected int"),
@@ -151,10 +164,9 @@ def test_llama3_divides_slow_frequencies_only() -> None:
         ({"num_hidden_layers": 0}, r"layers, heads is \(0, 8\), expected positive whole numbers"),
         ({"head_dim": -2}, "head_dim is -2, expected a positive whole number"),
         ({"eos_token_id": ["</s>"]}, r"eos_token_id is \['</s>'\], expected whole numbers"),
-        ({"sliding_window": 64}, "config.json: sliding_window 64 is not supported; only full attention and InfLLM v2 are"),
         ({"sparse_config": {"use_nope": True}}, "sparse_config.use_nope is not supported; no published model sets it"),
         ({"rope_theta": -1.0}, r"rope theta, head_dim is \(-1.0, 12\), expected positive, and at most 65536"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported; supported: default, linear, llama3, longrope"),
+        ({"rope_scaling": {"rope_type": "mrope"}}, "rope type 'mrope' is not supported; supported: default, linear, dynamic, yarn"),
         ({"rope_scaling": {"rope_type": "linear"}}, "config.json rope_scaling: factor is missing"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "llama3 rope scaling is .*, expected factor > 0 and high_freq_factor >"),
         (
@@ -177,3 +189,36 @@ def test_a_base_of_zero_is_refused() -> None:
 
 def test_windows_as_long_as_the_context_are_no_windows() -> None:
     assert read(LLAMA, sliding_window=128).context_length == 128
+
+
+def test_what_a_key_that_is_missing_means_in_each_family() -> None:
+    sizes = {key: LLAMA[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    mistral = read(sizes | {"model_type": "mistral", "num_attention_heads": 8})
+    assert (mistral.num_kv_heads, mistral.context_length, mistral.norm_eps) == (8, 4096, 1e-6)  # a window of 4096, which bounds it
+    qwen = read(sizes | {"model_type": "qwen3", "num_attention_heads": 32, "use_sliding_window": False})
+    assert (qwen.num_kv_heads, qwen.head_dim, qwen.context_length, qwen.has_head_norms) == (32, 128, 32768, True)
+    assert read(sizes | {"model_type": "llama", "num_attention_heads": 8}).context_length == 2048
+
+
+@pytest.mark.parametrize(
+    ("changes", "biases"),
+    [
+        ({}, ""),
+        ({"attention_bias": True}, "q k v o"),
+        ({"mlp_bias": True}, "gate up down"),
+        ({"model_type": "mistral", "attention_bias": True, "mlp_bias": True, "sliding_window": None}, ""),
+        ({"model_type": "qwen2"}, "q k v"),
+        ({"model_type": "qwen3", "attention_bias": True}, "q k v o"),
+    ],
+)
+def test_which_products_have_biases(changes: dict[str, Any], biases: str) -> None:
+    assert read(LLAMA, **changes).biases == frozenset(biases.split())
+
+
+def test_a_window_bounds_the_context() -> None:
+    for changes in ({"model_type": "mistral"}, {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}):
+        config, warnings = config_from_hf(LLAMA | changes | {"sliding_window": 64})
+        assert config.context_length == 64
+        assert warnings == ["config.json: attention has a window of 64 tokens, which is the longest context that is supported"]
+    assert read(LLAMA, model_type="qwen2", sliding_window=64, use_sliding_window=False).context_length == 128
+    assert read(LLAMA, model_type="qwen2", sliding_window=64, use_sliding_window=True, max_window_layers=99).context_length == 128

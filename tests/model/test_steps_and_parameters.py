@@ -8,7 +8,7 @@ import pytest
 
 from minicpm4.errors import CheckpointError
 from minicpm4.model import PAGE_TOKENS, Step, assemble, pages_for, single_step
-from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, check_parameters, layer_parameter, parameter_shapes
+from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, bias_parameter, check_parameters, layer_parameter, parameter_shapes
 from tests.toy import plan_step, toy_config
 
 
@@ -87,8 +87,10 @@ def test_missing_leftover_and_misshapen_parameters_are_named() -> None:
         CheckpointError, match=r"the checkpoint lacks tensors: lm_head.weight, model.embed_tokens.weight, model.layers.0.* and 27 more"
     ):
         check_parameters(config, {})
-    with pytest.raises(CheckpointError, match="has unknown tensors: bias; check that the config belongs to these weights"):
-        check_parameters(config, shapes | {"bias": (3,)})
-    check_parameters(config, shapes | {"bias": (3,)}, ignorable=["bias"])
+    bias = bias_parameter(0, "q")
+    with pytest.raises(CheckpointError, match=f"has unknown tensors: {bias}; check that the config belongs to these weights"):
+        check_parameters(config, shapes | {bias: (3,)})
+    assert check_parameters(config, shapes | {"bias": (3,)}) == ["bias"]
+    assert check_parameters(config, shapes | {"bias": (3,)}, ignorable=["bias"]) == []
     with pytest.raises(CheckpointError, match=r"model.norm.weight has shape \(95,\), the config asks for \(96,\)"):
         check_parameters(config, shapes | {NORM: (95,)})

@@ -6,7 +6,7 @@ import numpy as np
 from minicpm4.model import STORAGE_FORMATS, PackedTensor
 from minicpm4.quant.formats import CODECS
 
-GGUF_FORMATS = [name for name in STORAGE_FORMATS if not name.startswith("ternary_")]
+GGUF_FORMATS = [name for name in STORAGE_FORMATS if not name.startswith(("ternary_", "q2_0"))]  # that the public package knows
 BLOCK_FORMATS = [name for name, storage in STORAGE_FORMATS.items() if not storage.is_dense]
 SCALE_FIELDS = ("scale", "offset", "minimum_scale", "value")  # the floating-point fields of all codecs
 

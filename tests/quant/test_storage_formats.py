@@ -88,6 +88,17 @@ def test_every_group_of_five_ternary_digits_is_lossless(name: str) -> None:
     check_exact(name, (values - 1) * np.float32(0.375))
 
 
+@pytest.mark.parametrize("group", [64, 128])
+def test_every_byte_of_q2_0_decodes(group: int) -> None:
+    """Element j is bits 2 (j % 4) of byte j / 4; the four codes mean -1, 0, 1 and 2."""
+    codec = CODECS["q2_0" if group == 64 else "q2_0_g128"]
+    blocks = np.zeros(256, codec.fields)
+    blocks["scale"], blocks["codes"] = 0.5, np.arange(256)[:, None]
+    wanted = [[(byte >> 2 * (j % 4) & 3) - 1 for j in range(group)] for byte in range(256)]
+    np.testing.assert_array_equal(codec.decode(blocks), np.float32(0.5) * np.array(wanted, np.float32))
+    assert blocks.itemsize == 2 + group // 4
+
+
 def test_every_byte_of_ternary_digits_decodes() -> None:
     blocks = np.zeros(256, CODECS["tq1_0"].fields)
     blocks["scale"], blocks["codes"] = 1, np.arange(256)[:, None]
@@ -99,7 +110,7 @@ def test_every_byte_of_ternary_digits_decodes() -> None:
 def test_ternary_weights_of_one_magnitude_a_row_are_lossless() -> None:
     random = np.random.default_rng(0)
     values = random.integers(-1, 2, (5, 512)) * np.float16(random.uniform(0.01, 2, (5, 1))).astype(np.float32)
-    for name in ("tq1_0", "tq2_0"):
+    for name in ("tq1_0", "tq2_0", "q2_0", "q2_0_g128"):
         np.testing.assert_array_equal(dequantize(quantize(values, name, name="w")), values)
 
 
@@ -125,12 +136,12 @@ def test_bf16_rounds_as_torch_does() -> None:
 def ends_and_step(blocks: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each element's smallest and largest code stand for, and what one code more adds."""
     low, high = blocks.copy(), blocks.copy()
-    fills = {"q8_0": (0x81, 0x7F), "tq2_0": (0x00, 0xAA)}
+    fills = {"q8_0": (0x81, 0x7F), "tq2_0": (0x00, 0xAA), "q2_0": (0x00, 0xAA), "q2_0_g128": (0x00, 0xAA)}
     for field in set(blocks.dtype.names or ()) - {*SCALE_FIELDS, "scales", "steps"}:
         for end, fill in zip((low, high), fills.get(name, (0x00, 0xFF)), strict=True):
             part = end[field]
             end[field] = np.full(part.nbytes, fill, np.uint8).view(part.dtype).reshape(part.shape)
-    last_code = {"q8_0": 254, "q6_k": 63, "tq1_0": 2, "tq2_0": 2}.get(name, 31 if name.startswith("q5") else 15)
+    last_code = {"q8_0": 254, "q6_k": 63, "tq1_0": 2, "tq2_0": 2, "q2_0": 2, "q2_0_g128": 2}.get(name, 31 if name.startswith("q5") else 15)
     first, last = CODECS[name].decode(low), CODECS[name].decode(high)
     return np.minimum(first, last), np.maximum(first, last), np.abs(last - first) / last_code
 
@@ -139,11 +150,11 @@ def ends_and_step(blocks: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray
 # codes, gives r / (n sqrt(12)); r of 32 normal values is some 4.1 deviations. Measured, with a margin of a tenth.
 RELATIVE_ERROR = {
     "q8_0": 0.006, "q4_0": 0.095, "q4_1": 0.087, "q5_0": 0.048, "q5_1": 0.042, "q4_k": 0.086, "q5_k": 0.042, "q6_k": 0.021,
-    "tq1_0": 0.89, "tq2_0": 0.89,
+    "tq1_0": 0.89, "tq2_0": 0.89, "q2_0": 0.8, "q2_0_g128": 0.86,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted({*BLOCK_FORMATS} & {*GGUF_FORMATS}))
+@pytest.mark.parametrize("name", sorted({*BLOCK_FORMATS} & {*GGUF_FORMATS, "q2_0", "q2_0_g128"}))
 def test_encoders_are_at_most_half_a_step_off(name: str) -> None:
     values = np.random.default_rng(1).standard_normal((400, STORAGE_FORMATS[name].block_elements)).astype(np.float32)
     blocks = CODECS[name].encode(values)

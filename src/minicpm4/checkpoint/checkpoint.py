@@ -31,8 +31,8 @@ class Checkpoint:
 
     warnings: sentences for the user. folder: where tokenizer files lie, None for a GGUF file, whose metadata holds them.
     metadata: a GGUF file's, whole (see `gguf.Cursor.value` for its types), None for a folder. generation: plain values and
-    lists of them from generation_config.json, unchecked otherwise. sources: by canonical name, in the order of a forward pass. others: files
-    of the model that hold no tensors.
+    lists of them from generation_config.json, unchecked otherwise. sources: by canonical name, in the order of a forward pass.
+    others: files of the model that hold no tensors.
     """
 
     name: str
@@ -86,7 +86,11 @@ class Checkpoint:
         self.close()
 
     def _mapped(self) -> list[MappedFile]:
-        return list({id(file): file for file in (*self.others, *(part.file for source in self.sources.values() for part, _ in source.parts))}.values())
+        return list(
+            {
+                id(file): file for file in (*self.others, *(part.file for source in self.sources.values() for part, _ in source.parts))
+            }.values()
+        )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -11,6 +11,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 
@@ -256,7 +257,7 @@ def q2_0_group(file: MappedFile, rows: list[TensorRow], *, alignment: int, num_b
     if not any(row.type_id == Q2_0_TYPE for row in rows):
         return next(iter(Q2_0_GROUPS))
     offsets = sorted({row.offset for row in rows} | {num_bytes})
-    ends = dict(zip(offsets, offsets[1:], strict=False))
+    ends = dict(pairwise(offsets))
     for group in Q2_0_GROUPS:
         bytes_of_group = STORAGE_FORMATS[Q2_0_GROUPS[group]].block_bytes
         sizes = [(math.prod(row.shape) * bytes_of_group, ends.get(row.offset, 0) - row.offset) for row in rows if row.type_id == Q2_0_TYPE]

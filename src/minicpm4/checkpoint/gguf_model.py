@@ -241,9 +241,7 @@ def rope_factors(file: GGUFParts, name: str, *, head_dim: int) -> tuple[float, .
     info = file.tensors.get(name)
     if info is None or info.format != "f32" or info.shape != (head_dim // 2,):
         found = "absent" if info is None else f"{info.format} {info.shape}"
-        raise CheckpointError(
-            f"{file.name}: tensor {name} is {found}, expected f32 ({head_dim // 2},)", hint="convert the model again"
-        )
+        raise CheckpointError(f"{file.name}: tensor {name} is {found}, expected f32 ({head_dim // 2},)", hint="convert the model again")
     return tuple(file.load(name).data[0].view("<f4").tolist())
 
 

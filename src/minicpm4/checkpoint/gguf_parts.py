@@ -56,9 +56,7 @@ def read_gguf_parts(path: Path) -> GGUFParts:
         raise CheckpointError(f"{path.name} is part {number + 1} of {count}", hint=f"name the first one: {paths[0].name}")
     missing = next((part.name for part in paths if not part.exists()), None)
     if missing is not None:
-        raise CheckpointError(
-            f"{path.name} is one of {count} parts, and {missing} is missing", hint="download all parts into one folder"
-        )
+        raise CheckpointError(f"{path.name} is one of {count} parts, and {missing} is missing", hint="download all parts into one folder")
     parts = GGUFParts((first, *map(read_gguf, paths[1:])))
     check_parts(parts, count)
     return parts

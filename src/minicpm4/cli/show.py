@@ -53,7 +53,7 @@ def describe(checkpoint: Checkpoint, plan: MemoryPlan | None, *, warnings: tuple
         "name": checkpoint.name,
         "path": str(checkpoint.path),
         "file_bytes": checkpoint.file_bytes,
-        "config": asdict(checkpoint.config),
+        "config": {**asdict(checkpoint.config), "biases": sorted(checkpoint.config.biases)},
         "formats": {name: {"tensors": counts[name], "bytes": sizes[name]} for name in sorted(counts)},
         "memory": None if plan is None else asdict(plan),
         "warnings": warnings,

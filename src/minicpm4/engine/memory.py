@@ -87,5 +87,8 @@ def choose_context(config: ModelConfig, *, asked: int | None, cache_tokens: int 
     if room is not None and cache_tokens is None and MIN_CONTEXT <= room < config.usual_context:
         return room // PAGE_TOKENS * PAGE_TOKENS, f"as much of the model's {config.context_length} as the memory holds"
     if config.usual_context < config.context_length:
-        return config.usual_context, f"what the model was trained for first; up to {config.context_length} by other rope factors, where asked for"
+        return (
+            config.usual_context,
+            f"what the model was trained for first; up to {config.context_length} by other rope factors, where asked for",
+        )
     return config.context_length, "the model's own"

@@ -26,8 +26,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {**QWEN, "head_dim": 128},
 }  # fmt: skip
 NAMES_OF_FAMILIES = {  # as architectures begin
-    "MiniCPM4": "minicpm", "MiniCPM": "minicpm", "LLaMA": "llama", "Llama": "llama", "Mistral": "mistral", "Qwen2": "qwen2", "Qwen3": "qwen3",
-}  # fmt: skip
+    "MiniCPM4": "minicpm",
+    "MiniCPM": "minicpm",
+    "LLaMA": "llama",
+    "Llama": "llama",
+    "Mistral": "mistral",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+}
 ENDINGS = ("ForCausalLM", "Model", "LMHeadModel")
 DIFFERENCES = {  # by the beginning of model_type, the longest first
     "baichuan": "queries, keys and values in one matrix, and a normalized head",

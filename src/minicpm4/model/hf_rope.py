@@ -75,11 +75,8 @@ def yarn_rope(scaling: KeyReader, theta: float, *, head_dim: int, context: int, 
     require(min(numbers) > 0 and theta != 1, "yarn rope scaling", numbers, "positive numbers")
     magnitude = scaling.get("attention_factor", float, yarn_magnitude(scaling, factor))
     truncates = scaling.get("truncate", bool, True)
-    return RopeConfig(
-        theta,
-        *[yarn_factors(theta, head_dim, factor=factor, turns=(fast, slow), original=original, truncates=truncates)] * 2,
-        magnitude=magnitude,
-    )
+    factors = yarn_factors(theta, head_dim, factor=factor, turns=(fast, slow), original=original, truncates=truncates)
+    return RopeConfig(theta, factors, factors, magnitude=magnitude)
 
 
 def yarn_magnitude(scaling: KeyReader, factor: float) -> float:

@@ -1,8 +1,9 @@
 """Blocks of elements that are -1, 0 or 1 times one scale: GGUF's tq1_0, tq2_0 and q2_0, and our own ternary_g32, g64, g128, g256.
 
-GGUF's blocks have 256 elements (q2_0: 64, or 128 in older files) and take the largest magnitude as their scale. Ours have as many as the name says and follow
-BitCPM: the scale is the mean magnitude. A block whose values share one magnitude is stored exactly by `encode_exact`, and by
-GGUF's; by BitCPM's rule it is not, because zeros lower the mean: encode trained weights once, and keep codes and scales.
+GGUF's blocks have 256 elements (q2_0: 64, or 128 in older files) and take the largest magnitude as their scale. Ours have as many as the
+name says and follow BitCPM: the scale is the mean magnitude. A block whose values share one magnitude is stored exactly by
+`encode_exact`, and by GGUF's; by BitCPM's rule it is not, because zeros lower the mean: encode trained weights once, and keep codes and
+scales.
 """
 
 # n blocks, g elements of a block of ours

@@ -15,7 +15,16 @@ from minicpm4.executors.native.record import Call, Value
 # These need no other column of a row, but for heads.
 COLUMN_OPS = ("add_scaled", "add_bias", "swiglu", "encode", "rms_norm_heads", "rope", "store_keys", "store_values", "peaks")
 HEAD_OPS = ("rms_norm_heads", "rope", "store_keys", "store_values")  # these need whole heads
-IN_PLACE_OPS = ("scale", "add_scaled", "add_bias", "swiglu", "rope", "rms_norm", "rms_norm_heads", "merge")  # may write over an input: each row reads before it writes
+IN_PLACE_OPS = (
+    "scale",
+    "add_scaled",
+    "add_bias",
+    "swiglu",
+    "rope",
+    "rms_norm",
+    "rms_norm_heads",
+    "merge",
+)  # may write over an input: each row reads before it writes
 TASK_OPS = ("compress", "select", "attend")  # cut into tasks of their own, each a phase
 TILE_COLUMNS, WIDEST_HEAD = 16, 256  # of native/layout.h and native/program.cc: heads that a task holds whole
 

@@ -27,8 +27,9 @@ GGUF_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+    "mlp.down_proj": "ffn_down", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
+INTERLEAVED = ("llama", "minicpm")  # architectures whose writers permute queries and keys
 
 
 def tiny_weights(config: ModelConfig = TINY) -> dict[str, np.ndarray]:
@@ -40,13 +41,19 @@ def tiny_weights(config: ModelConfig = TINY) -> dict[str, np.ndarray]:
 def gguf_name(canonical: str) -> str:
     if canonical in GGUF_NAMES:
         return GGUF_NAMES[canonical]
-    _, _, index, role = canonical.removesuffix(".weight").split(".", 3)
-    return f"blk.{index}.{GGUF_NAMES[role]}.weight"
+    module, _, kind = canonical.rpartition(".")
+    _, _, index, role = module.split(".", 3)
+    return f"blk.{index}.{GGUF_NAMES[role]}.{kind}"
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows as GGUF writers of Llama order them: the two halves of each head interleaved."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def stored_weight(name: str, weight: np.ndarray, config: ModelConfig, architecture: str) -> np.ndarray:
+    heads = config.num_heads if "q_proj" in name else config.num_kv_heads if "k_proj" in name else 0
+    return permute(weight, heads) if heads and architecture in INTERLEAVED else weight
 
 
 def write_gguf_model(
@@ -57,9 +64,14 @@ def write_gguf_model(
     keys: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
     without: Iterable[str] = (),
+    weights: Mapping[str, np.ndarray] | None = None,
+    max_tensors: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A whole model through the gguf package; returns its weights, unpermuted. keys: metadata to add or replace, None to leave out."""
-    weights = tiny_weights(config)
+    """A whole model through the gguf package; returns its weights, unpermuted. keys: metadata to add or replace, None to leave out.
+
+    max_tensors: of a part, where the file is split; its name is then without its ending.
+    """
+    weights = dict(tiny_weights(config) if weights is None else weights)
     metadata: dict[str, Any] = {
         f"{architecture}.{key}": value
         for key, value in {
@@ -72,13 +84,12 @@ def write_gguf_model(
     metadata |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "ä", "詞"], "tokenizer.ggml.eos_token_id": 2} | dict(
         keys or {}
     )
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=max_tensors)
     for key, value in metadata.items():
         add_key(writer, key, value)
     for name, weight in weights.items():
-        heads = config.num_heads if "q_proj" in name else config.num_kv_heads if "k_proj" in name else 0
         if name not in without:
-            writer.add_tensor(gguf_name(name), permute(weight, heads) if heads else weight)
+            writer.add_tensor(gguf_name(name), stored_weight(name, weight, config, architecture))
     for name, weight in (extra or {}).items():
         writer.add_tensor(name, weight)
     close_writer(writer)

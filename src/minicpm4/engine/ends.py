@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig
 from minicpm4.text import ChatTemplates, Tokenizer
-from minicpm4.text.turn_ends import ends_by_text
+from minicpm4.text.turn_ends import ends_by_text, without_parts
 
 
 def end_tokens(
@@ -23,6 +23,7 @@ def end_tokens(
     ends |= {token_id: source for token_id, source in tokenizer.ends.items() if token_id not in ends}
     sources = "".join(template.source for template in templates.named.values()) if templates else ""
     by_text = ends_by_text(tokenizer.special_tokens)
+    by_text = without_parts(by_text, by_text)
     ends |= {i: "the chat template, which writes it" for i, text in by_text.items() if i not in ends and text in sources}
     return {token_id: source for token_id, source in ends.items() if 0 <= token_id < config.vocab_size}
 

@@ -14,7 +14,7 @@ import numpy as np
 from minicpm4.errors import CheckpointError
 from minicpm4.model.config import KeyReader
 from minicpm4.text.tokenizer import Codec, Tokenizer, WholeToken, check_rows, check_unique
-from minicpm4.text.turn_ends import ends_by_text
+from minicpm4.text.turn_ends import FILL_TEXTS, ends_by_text, without_parts
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -57,7 +57,8 @@ class GgufVocabulary:
         """The tokenizer that the file describes. adds_bos: where it does not say whether."""
         bos_id, eos_id = (next(iter(self.role_ids(role)), None) for role in ("bos", "eos"))
         known = {text: i for i, text in enumerate(self.texts[: self.vocab_size])}
-        by_text = {i: f"the text {text}" for i, text in ends_by_text(known).items()}
+        given = [role for role in (*END_ROLES, *FILL_TEXTS) if self.role_ids(role)]
+        by_text = {i: f"the text {text}" for i, text in ends_by_text(known, given=given).items()}
         return Tokenizer(
             codec=codec,
             vocab_size=self.vocab_size,
@@ -65,7 +66,7 @@ class GgufVocabulary:
             bos_id=bos_id,
             before=(bos_id,) if self.get("add_bos_token", bool, adds_bos) and bos_id is not None else (),
             after=(eos_id,) if self.get("add_eos_token", bool, False) and eos_id is not None else (),
-            ends={**by_text, **self.role_ids(*END_ROLES)},
+            ends=without_parts({**by_text, **self.role_ids(*END_ROLES)}, dict(enumerate(self.texts))),
             drops_space=drops_space,
         )
 

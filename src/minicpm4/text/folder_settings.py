@@ -34,7 +34,8 @@ class NamedToken:
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """added: tokens beside the vocabulary's own, with their ids. special: those that the files name as special, by role or in lists.
+    """added: tokens beside the vocabulary's own, with their ids. added_give_way: where the tokenizer itself adds one of the same id.
+    special: those that the files name as special, by role or in lists.
 
     special_tokens: the texts of those with a role, by its name, such as bos_token. adds_bos: None where the files do not say.
     is_legacy: SentencePiece models put a space before every text between control tokens, not only before the first.
@@ -42,6 +43,7 @@ class FolderSettings:
     """
 
     added: tuple[WholeToken, ...]
+    added_give_way: bool
     special: tuple[NamedToken, ...]
     special_tokens: Mapping[str, str]
     adds_bos: bool | None
@@ -59,18 +61,33 @@ class FolderSettings:
 
 def read_folder_settings(folder: Path) -> FolderSettings:
     config, special, added = (read_settings(folder / name) for name in (CONFIG, SPECIAL, ADDED))
-    values = config if isinstance(config.get("added_tokens_decoder"), dict) else {**config, **special}
-    values = {**values, **{name: value for name, value in special.items() if values.get(name) is None}}
+    values = config if isinstance(config.get("added_tokens_decoder"), dict) else merged(config, special)
     by_role = {role: token for role in ROLES if (token := named_token(values.get(role))) is not None}
     tokens = {token.text: token for token in (*by_role.values(), *extra_tokens(values))}
     return FolderSettings(
         added=tuple(dict(added_by_id(config, added, set(tokens))).values()),
+        added_give_way="added_tokens_decoder" not in config,
         special=tuple(tokens.values()),
         special_tokens={role: token.text for role, token in by_role.items()},
         adds_bos=boolean(config, "add_bos_token"),
         is_legacy=boolean(config, "legacy") is not False,
         template=config.get("chat_template"),
     )
+
+
+def merged(config: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
+    """What both files say: special_tokens_map.json goes before for roles, a model's own names do not, and lists are joined."""
+    newer, older = EXTRA
+    lists = [config.get(newer) or config.get(older), special.get(newer)]
+    joined = [token for tokens in lists if isinstance(tokens, list) for token in tokens]
+    own = {key: value for key, value in config.items() if is_own_name(key) and isinstance(value, str)}
+    values = {**config, **special, **own, **({newer: joined} if joined else {})}
+    return {key: value for key, value in values.items() if key != older or config.keys().isdisjoint(EXTRA)}
+
+
+def is_own_name(key: str) -> bool:
+    """Whether the key names a special token of a kind of model alone, such as image_token."""
+    return key.endswith("_token") and key not in (*ROLES, *NO_TOKENS)
 
 
 def boolean(config: dict[str, Any], key: str) -> bool | None:
@@ -99,9 +116,9 @@ def named_token(value: Any) -> NamedToken | None:
 def extra_tokens(values: dict[str, Any]) -> Iterator[NamedToken]:
     """Special tokens without a role of their own: in lists, by a model's own names, and under keys that end with _token."""
     lists = [next((values[name] for name in EXTRA if values.get(name)), None), values.get(MODEL_SPECIFIC)]
-    own = [value for key, value in values.items() if key.endswith("_token") and key not in (*ROLES, *NO_TOKENS)]
+    own = [value for key, value in values.items() if is_own_name(key)]
     found = [one for value in lists for one in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())]
-    for value in [*found, *(value for value in own if isinstance(value, str | dict))]:
+    for value in [*(value for value in own if isinstance(value, str | dict)), *found]:
         if token := named_token(value):
             yield token
 

@@ -77,8 +77,13 @@ def add_tokens(library: Library, settings: FolderSettings, *, vocab_size: int) -
 
     CheckpointError where the settings give a token another id than it has.
     """
-    present = {token.content: token for token in library.get_added_tokens_decoder().values()}
-    more = [as_library_token(token) for token in sorted(settings.added, key=lambda token: token.id)]
+    known_ids = library.get_added_tokens_decoder()
+    present = {token.content: token for token in known_ids.values()}
+    added = [token for token in settings.added if not (settings.added_give_way and token.id in known_ids)]
+    more = [as_library_token(token) for token in sorted(added, key=lambda token: token.id)]
+    for one in more:
+        before = present.get(one.content)
+        one.special = one.special or (before is not None and before.special)  # the library never forgets that a token is special
     library.add_tokens([token for token in more if repr(token) != repr(present.get(token.content))])
     for token in settings.added:
         found = library.token_to_id(token.text)

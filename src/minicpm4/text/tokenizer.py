@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from minicpm4.errors import CheckpointError, RequestError
+from minicpm4.text.token_text import SPACE_PIECE
 
 SPACES = re.compile(r"\s*")
 WORD_CHARACTER = re.compile(r"\w")
@@ -59,8 +60,8 @@ class Tokenizer:
 
     vocab_size: rows of the embedding; tokens without a row are not used. before, after: what the model's own convention puts around raw
     text. ends: the tokens that the tokenizer's files call the end of a text or of a turn, each with what says so. spaces_first: text that
-    begins with no space is given one. drops_space: decoding drops the one space that encoding put first (`spaces_first`, or the codec
-    itself).
+    begins with no space, nor with the character that pieces have for it, is given one. drops_space: decoding drops the one space that
+    encoding put first (`spaces_first`, or the codec itself).
     """
 
     codec: Codec = field(repr=False)
@@ -125,7 +126,7 @@ class Tokenizer:
             if isinstance(part, WholeToken):
                 ids.append(part.id)
             else:
-                needs_space = self.spaces_first and index == 0 and not part.startswith(" ")
+                needs_space = self.spaces_first and index == 0 and not part.startswith((" ", SPACE_PIECE))
                 ids += self.codec.encode(" " + part if needs_space else part)
         if add_bos and self.bos_id is None:
             raise RequestError("a BOS token was asked for, and this tokenizer has none", hint="leave add_bos out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -56,12 +57,12 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(file.path for file in self._mapped())
+        return tuple(file.path for file in self._mapped)
 
     @property
     def file_bytes(self) -> int:
         """Size of the weights' files."""
-        return sum(file.size for file in self._mapped())
+        return sum(file.size for file in self._mapped)
 
     def load(self, name: str) -> PackedTensor:
         """A parameter as stored: a view of the file (possibly unaligned), or a copy where its parts are put in order.
@@ -72,11 +73,11 @@ class Checkpoint:
 
     def release(self) -> None:
         """Gives back the memory of file pages that were read; call it between tensors to keep the peak low."""
-        for file in self._mapped():
+        for file in self._mapped:
             file.release()
 
     def close(self) -> None:
-        for file in self._mapped():
+        for file in self._mapped:
             file.close()
 
     def __enter__(self) -> Checkpoint:
@@ -85,12 +86,10 @@ class Checkpoint:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @cached_property
     def _mapped(self) -> list[MappedFile]:
-        return list(
-            {
-                id(file): file for file in (*self.others, *(part.file for source in self.sources.values() for part, _ in source.parts))
-            }.values()
-        )
+        parts = (part.file for source in self.sources.values() for part, _ in source.parts)
+        return list({id(file): file for file in (*self.others, *parts)}.values())
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

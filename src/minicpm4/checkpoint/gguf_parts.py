@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from minicpm4.checkpoint.gguf import read_gguf
@@ -34,7 +35,7 @@ class GGUFParts:
     def metadata(self) -> Mapping[str, object]:
         return self.files[0].metadata
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         return {name: info for file in self.files for name, info in file.tensors.items()}
 

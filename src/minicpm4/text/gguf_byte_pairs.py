@@ -11,7 +11,7 @@ from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from minicpm4.errors import CheckpointError
-from minicpm4.text.gguf_vocabulary import DAMAGED, NORMAL, PREFIX, USER_DEFINED, GgufVocabulary, string_array
+from minicpm4.text.gguf_vocabulary import DAMAGED, NORMAL, PREFIX, GgufVocabulary, string_array
 from minicpm4.text.library_codec import LibraryCodec
 from minicpm4.text.library_errors import guarded
 from minicpm4.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -24,10 +24,10 @@ def byte_pair_tokenizer(vocabulary: GgufVocabulary) -> Tokenizer:
     if name not in PRE_TOKENIZERS:
         raise CheckpointError(f"GGUF metadata: {PREFIX}pre is {name!r:.80}", hint=f"supported: {', '.join(sorted(PRE_TOKENIZERS))}")
     rule = PRE_TOKENIZERS[name]
-    normal = {text: i for i, text in enumerate(vocabulary.texts) if vocabulary.types[i] == NORMAL}
+    normal = {text: i for (text, i), kind in zip(vocabulary.ids.items(), vocabulary.types, strict=True) if kind == NORMAL}
     merges = read_merges(vocabulary)
     library = byte_pair_library(with_missing(normal, merges, first=len(vocabulary.texts)), merges, rule)
-    added = {i: text for i, text in enumerate(vocabulary.texts) if vocabulary.types[i] == USER_DEFINED}
+    added = {token.id: token.text for token in vocabulary.whole_tokens() if not token.is_control}
     codec = BytePairCodec(library, num_tokens=len(vocabulary.texts), normal=normal, literal=added)
     return vocabulary.tokenizer(codec, adds_bos=rule.adds_bos, drops_space=False)
 
@@ -51,16 +51,17 @@ class BytePairCodec(LibraryCodec):
 
 def read_merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     """The pairs, most urgent first; each once. CheckpointError for a line that is no pair."""
-    halves = [line.partition(" ") for line in string_array(vocabulary.metadata, "merges")]
-    wrong = next((left + space + right for left, space, right in halves if not (left and right)), None)
-    if wrong is not None:
+    halves = [line.partition(" ") for line in dict.fromkeys(string_array(vocabulary.metadata, "merges"))]
+    if not all(map(all, halves)):
+        wrong = next("".join(parts) for parts in halves if not all(parts))
         raise CheckpointError(f"GGUF metadata: {PREFIX}merges holds {wrong!r:.100}, which is no pair", hint=DAMAGED)
-    return list(dict.fromkeys((left, right) for left, _, right in halves))
+    return [(left, right) for left, _, right in halves]
 
 
 def with_missing(normal: dict[str, int], merges: list[tuple[str, str]], *, first: int) -> dict[str, int]:
     """The vocabulary with what merges name and it lacks, under ids from `first` on: the library merges only what has an id."""
-    texts = (text for left, right in merges for text in (left, right, left + right))
+    others = [(left, right) for left, right in merges if not (left in normal and right in normal and left + right in normal)]
+    texts = (text for left, right in others for text in (left, right, left + right))
     missing = dict.fromkeys(text for text in texts if text not in normal)
     return {**normal, **{text: first + place for place, text in enumerate(missing)}} if missing else normal
 

@@ -28,11 +28,12 @@ DAMAGED = "the file is damaged; download it again"
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """vocab_size: rows of the model's embedding. texts, types: of each token, by id."""
+    """vocab_size: rows of the model's embedding. texts, types: of each token, by id. ids: by text, in the same order."""
 
     vocab_size: int
     texts: list[str]
     types: list[int]
+    ids: dict[str, int]
     metadata: Mapping[str, Any] = field(repr=False)
 
     def get(self, name: str, kind: type, default: Any = None) -> Any:
@@ -56,9 +57,9 @@ class GgufVocabulary:
     def tokenizer(self, codec: Codec, *, adds_bos: bool, drops_space: bool) -> Tokenizer:
         """The tokenizer that the file describes. adds_bos: where it does not say whether."""
         bos_id, eos_id = (next(iter(self.role_ids(role)), None) for role in ("bos", "eos"))
-        known = {text: i for i, text in enumerate(self.texts[: self.vocab_size])}
         given = [role for role in (*END_ROLES, *FILL_TEXTS) if self.role_ids(role)]
-        by_text = {i: f"the text {text}" for i, text in ends_by_text(known, given=given).items()}
+        by_text = {i: f"the text {text}" for i, text in ends_by_text(self.ids, given=given).items() if i < self.vocab_size}
+        ends = {**by_text, **self.role_ids(*END_ROLES)}
         return Tokenizer(
             codec=codec,
             vocab_size=self.vocab_size,
@@ -66,24 +67,28 @@ class GgufVocabulary:
             bos_id=bos_id,
             before=(bos_id,) if self.get("add_bos_token", bool, adds_bos) and bos_id is not None else (),
             after=(eos_id,) if self.get("add_eos_token", bool, False) and eos_id is not None else (),
-            ends=without_parts({**by_text, **self.role_ids(*END_ROLES)}, dict(enumerate(self.texts))),
+            ends=without_parts(ends, {i: self.texts[i] for i in ends}),
             drops_space=drops_space,
         )
 
 
 def read_gguf_vocabulary(metadata: Mapping[str, Any], *, vocab_size: int) -> GgufVocabulary:
-    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(string_array(metadata, "tokens"))]  # as llama.cpp names them
+    texts = string_array(metadata, "tokens")
+    if "" in texts:
+        texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]  # as llama.cpp names them
     check_rows(range(len(texts)), vocab_size=vocab_size)
-    check_unique(texts)
+    ids = dict(zip(texts, range(len(texts)), strict=True))
+    if len(ids) < len(texts):
+        check_unique(texts)
     types = [NORMAL] * len(texts)
     if PREFIX + "token_type" in metadata:
         types = number_array(metadata, "token_type", kinds="iu", count=len(texts)).tolist()
     strange = set(types) - set(range(NORMAL, BYTE + 1))
     if strange:
         raise CheckpointError(f"GGUF metadata: {PREFIX}token_type holds {min(strange)}, types are 1 to 6", hint=DAMAGED)
-    for token_id in ends_by_text({text: i for i, text in enumerate(texts)}):
+    for token_id in ends_by_text(ids):
         types[token_id] = CONTROL  # whatever the file calls it
-    return GgufVocabulary(vocab_size, texts, types, metadata)
+    return GgufVocabulary(vocab_size, texts, types, ids, metadata)
 
 
 def ids_of_key(metadata: Mapping[str, Any], name: str) -> list[int]:
@@ -111,7 +116,7 @@ def role_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
 def string_array(metadata: Mapping[str, Any], name: str) -> list[str]:
     value = metadata.get(PREFIX + name)
     strings = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    if not strings or not all(isinstance(string, str) for string in strings):
+    if not strings or not set(map(type, strings)) <= {str}:
         raise CheckpointError(f"GGUF metadata: {PREFIX}{name} is missing, or is no array of strings", hint=DAMAGED)
     return strings
 

@@ -203,8 +203,7 @@ def check_id(token_id: int, *, vocab_size: int) -> None:
 def check_rows(ids: Iterable[int], *, vocab_size: int) -> None:
     """CheckpointError where most tokens have no row in the embedding; a few past its end are not used, as fine-tunes often have them."""
     ids = list(ids)
-    num_without = sum(i >= vocab_size for i in ids)
-    if 2 * num_without > len(ids):
+    if max(ids, default=0) >= vocab_size and 2 * sum(i >= vocab_size for i in ids) > len(ids):
         check_id(max(ids), vocab_size=vocab_size)
 
 

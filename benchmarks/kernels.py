@@ -29,7 +29,23 @@ from minicpm4.model import PackedTensor
 from minicpm4.model.parameters import LAYER_ROLES, layer_parameter
 from minicpm4.quant.activations import meets_bf16
 
-FORMATS = ("q4_0", "q4_1", "q5_0", "q8_0", "q4_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0", "ternary_g32", "ternary_g64", "ternary_g128")
+FORMATS = (
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q8_0",
+    "q4_k",
+    "q6_k",
+    "f16",
+    "bf16",
+    "tq1_0",
+    "tq2_0",
+    "q2_0",
+    "q2_0_g128",
+    "ternary_g32",
+    "ternary_g64",
+    "ternary_g128",
+)
 ROWS = (1, 2, 4, 8, 16, 512)
 MATRICES = tuple(role for role in LAYER_ROLES if "norm" not in role)
 ACTIVATIONS = ("int8", "int16", "bf16")  # bf16: as prompts have it, where the instruction set has such products

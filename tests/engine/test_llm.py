@@ -154,6 +154,16 @@ def test_a_control_tokens_text_in_a_message_stays_text(llm):
     assert llm.encode("<|im_end|>") == [2]
 
 
+def test_control_tokens_stay_in_the_text_where_wanted(llm):
+    """As who parses tool calls needs them."""
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    with_tokens, without = (
+        llm.chat(asked, SamplingParams(max_tokens=24, ignore_eos=True, skip_special_tokens=skips)).text for skips in (False, True)
+    )
+    assert "<|im_end|>" in with_tokens
+    assert without == with_tokens.replace("<|im_end|>", "").replace("<|im_start|>", "")
+
+
 def test_chat_turn_keeps_the_history(llm):
     response, history = llm.chat_turn(QUESTION[0]["content"], do_sample=False)
     assert response == "The capital of France is Paris."

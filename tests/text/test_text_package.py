@@ -10,7 +10,7 @@ import sys
 sys.modules["minicpm4"] = type(sys)("minicpm4")  # the package alone, without the engine that the root imports
 sys.modules["minicpm4"].__path__ = [sys.argv[1]]
 import minicpm4.text
-print(*{"tokenizers", "sentencepiece", "minijinja", "minicpm4.checkpoint"} & sys.modules.keys())
+print(*{"tokenizers", "sentencepiece", "jinja2", "minicpm4.checkpoint"} & sys.modules.keys())
 """
 
 

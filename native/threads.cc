@@ -74,7 +74,7 @@ Team::Team(int members) : size_(members), barrier_(members), process_(getpid()) 
   cpu_set_t usable;
   is_binding_ = sched_getaffinity(0, sizeof usable, &usable) == 0 && CPU_COUNT(&usable) == members;
   try {
-    for (int member = 1; member < members; ++member) threads_.emplace_back([this, member] { serve(member); });
+    for (int member = 1; member < members; ++member) threads_->emplace_back([this, member] { serve(member); });
   } catch (...) {  // the system has no more threads: those that there are must not outlive the team
     close();
     throw;
@@ -82,8 +82,13 @@ Team::Team(int members) : size_(members), barrier_(members), process_(getpid()) 
 }
 
 Team::~Team() {
-  if (getpid() == process_) close();
-  else for (auto& thread : threads_) thread.detach();  // a forked child has none of them
+  if (getpid() == process_) {
+    close();
+    return;
+  }
+  // A forked child has none of the threads: to join or detach them, or to destroy what they wait for, would fail or never end.
+  static_cast<void>(threads_.release());
+  static_cast<void>(wake_.release());
 }
 
 void Team::close() {
@@ -92,9 +97,9 @@ void Team::close() {
     is_closing_ = true;
     call_.fetch_add(1, std::memory_order_release);
   }
-  wake_.notify_all();
-  for (auto& thread : threads_) thread.join();
-  threads_.clear();
+  wake_->notify_all();
+  for (auto& thread : *threads_) thread.join();
+  threads_->clear();
 }
 
 void Team::run(const std::function<void(int)>& work) {
@@ -106,7 +111,7 @@ void Team::run(const std::function<void(int)>& work) {
     unfinished_.store(size_ - 1, std::memory_order_relaxed);
     call_.fetch_add(1, std::memory_order_release);
   }
-  wake_.notify_all();
+  wake_->notify_all();
   {
     const Binding binding(0, is_binding_);
     work(0);
@@ -123,7 +128,7 @@ void Team::serve(int member) {
     // Spinning first saves a wake-up between the steps of a decode; an idle team is asleep soon after.
     if (!spin_until([&] { return call_.load(std::memory_order_acquire) != seen; })) {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return call_.load(std::memory_order_acquire) != seen; });
+      wake_->wait(lock, [&] { return call_.load(std::memory_order_acquire) != seen; });
     }
     const std::function<void(int)>* work;
     {

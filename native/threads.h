@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -45,12 +46,12 @@ class Team {
   const int process_;  // threads do not survive a fork
   bool is_binding_ = false;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<std::condition_variable> wake_ = std::make_unique<std::condition_variable>();
   const std::function<void(int)>* work_ = nullptr;
   std::atomic<int> call_{0};
   bool is_closing_ = false;
   std::atomic<int> unfinished_{0};
-  std::vector<std::thread> threads_;
+  std::unique_ptr<std::vector<std::thread>> threads_ = std::make_unique<std::vector<std::thread>>();
 };
 
 }  // namespace minicpm4

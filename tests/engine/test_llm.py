@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import get_type_hints
 
@@ -201,7 +203,11 @@ def test_executors_and_formats_are_choices(default_gguf):
         ({"kv_format": "q4_0"}, ConfigError, "there is no KV format 'q4_0'"),
         ({"threads": 0}, ConfigError, "threads is 0"),
         ({"context_length": 9000}, CapacityError, "a context of 9000 tokens was asked for, the model is made for 8192"),
-        ({"context_length": 0}, ConfigError, "a context of 0 tokens"),
+        ({"context_length": 0}, ConfigError, "context_length is 0, expected a whole number from 1 to 2147483648"),
+        ({"context_length": 1.5}, ConfigError, "context_length is 1.5"),
+        ({"threads": "2"}, ConfigError, "threads is '2'"),
+        ({"cache_tokens": "64"}, ConfigError, "cache_tokens is '64'"),
+        ({"sparse": True, "topk": 1 << 24}, ConfigError, "topk is 16777216, expected a whole number from 1 to 16777215; correct topk"),
         ({"cache_tokens": 1 << 30}, CapacityError, "the model does not fit: weights 97 MB"),
         ({"revision": "main"}, ConfigError, "is not a hub id"),
     ],
@@ -295,6 +301,60 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 print(len(llm.generate("a").token_ids) > 0)
 """
+
+
+def test_several_threads_share_a_batch(llm):
+    """Answers are those of each request alone; a stream among them, and one that is let go of."""
+    prompts = ["The sun " * count for count in (2, 9, 17, 30)] * 2
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    alone = [llm.generate(prompt, params).text for prompt in prompts]
+
+    def streamed(prompt):
+        for _ in llm.stream(prompt, params.replace(max_tokens=200)):
+            break
+        return "".join(llm.stream(prompt, params))
+
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(streamed if i % 2 else lambda p: llm.generate(p, params).text, prompt) for i, prompt in enumerate(prompts)]
+        assert [one.result(timeout=100) for one in waiting] == alone
+    gc.collect()
+    llm.generate("a", SamplingParams(max_tokens=1))
+    assert not llm._answers
+
+
+def test_a_closed_model_is_told_to_other_threads(default_gguf):
+    llm = LLM(str(default_gguf), context_length=512)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(llm.generate, "The sun", SamplingParams(max_tokens=400, ignore_eos=True))
+        while not llm._answers:
+            time.sleep(0.001)
+        llm.close()
+        with pytest.raises(RequestError, match="this LLM was closed"):
+            running.result(timeout=100)
+
+
+OWN_IN_CHILD = """
+import os, sys
+from minicpm4 import LLM
+llm = LLM(sys.argv[1], context_length=64, threads=2)
+llm.generate("a")
+child = os.fork()
+if child == 0:
+    llm = LLM(sys.argv[1], context_length=64, threads=2)  # lets go of the parent's
+    print(len(llm.generate("a").token_ids) > 0, flush=True)
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+def test_a_forked_process_lets_go_of_its_parents_model(default_gguf):
+    done = subprocess.run([sys.executable, "-c", OWN_IN_CHILD, str(default_gguf)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_path_names_a_model(default_gguf):
+    with LLM(default_gguf, context_length=64) as llm:
+        assert llm.loaded.name == default_gguf.stem
 
 
 def test_a_forked_process_is_told(default_gguf):

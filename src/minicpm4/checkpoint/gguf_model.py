@@ -17,7 +17,7 @@ import numpy as np
 
 from minicpm4.checkpoint.gguf_parts import GGUFParts
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.model.config import LIMIT, KeyReader, ModelConfig, RopeConfig, SparseConfig, require
+from minicpm4.model.config import SIZE_LIMIT, KeyReader, ModelConfig, RopeConfig, SparseConfig, require
 from minicpm4.model.families import difference
 from minicpm4.model.hf_rope import yarn_factors
 from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, bias_parameter, head_norm_parameter, layer_parameter
@@ -49,7 +49,7 @@ class ArchitectureKeys:
     def size(self, key: str, default: int | None = None) -> int:
         self.use_one_of_layers(key)
         value = self.need(key, int) if default is None else self.get(key, int, default)
-        require(0 < value < LIMIT, f"{self.architecture}.{key}", value, "a positive whole number")
+        require(0 < value < SIZE_LIMIT, f"{self.architecture}.{key}", value, "a positive whole number")
         return int(value)
 
     def use_one_of_layers(self, key: str) -> None:

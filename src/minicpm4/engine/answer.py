@@ -86,9 +86,9 @@ class Answer:
             self.finish_reason = "stop"
 
     def take_text(self) -> str:
-        text = "".join(self._pieces[self._num_taken :])
-        self._num_taken = len(self._pieces)
-        return text
+        pieces = self._pieces[self._num_taken :]  # another thread may add to them meanwhile
+        self._num_taken += len(pieces)
+        return "".join(pieces)
 
     def completion(self) -> Completion:
         """The answer so far, which is the whole one once there is a finish_reason."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from types import TracebackType
@@ -40,6 +42,8 @@ class Stream(Iterator[str]):
             if self._is_stopping:
                 self.close()
             if not self._llm.advance(self._request):
+                if text := self._answer.take_text():  # of a step that another thread computed
+                    break
                 check_numbers(self.completion)
                 raise StopIteration
         return text
@@ -63,7 +67,7 @@ class Stream(Iterator[str]):
 
 
 class LLM:
-    """A loaded model. Close it, or use it in a `with`. Not for use from several threads at once.
+    """A loaded model. Close it, or use it in a `with`. Several threads may use it at once: their requests run in one batch.
 
         with LLM("default") as llm:
             print(llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
@@ -75,7 +79,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str = "default",
+        model: str | os.PathLike[str] = "default",
         *,
         executor: str = "native",
         context_length: int | None = None,
@@ -100,7 +104,7 @@ class LLM:
     ) -> None:
         """The arguments are those of `LoadOptions`; progress is told (what, bytes done, bytes in all) of downloads and loads."""
         options = LoadOptions(
-            model=model,
+            model=os.fspath(model) if isinstance(model, os.PathLike) else model,
             executor=executor,
             context_length=context_length,
             cache_tokens=cache_tokens,
@@ -136,6 +140,7 @@ class LLM:
         self._answers: dict[int, Answer] = {}
         self.abandoned: deque[int] = deque()  # a finalizer may run anywhere, so it leaves a note and touches nothing else
         self._process = os.getpid()
+        self._lock, self._entrance = threading.RLock(), threading.Lock()
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None, *, add_bos: bool | None = None) -> Completion: ...
@@ -195,8 +200,8 @@ class LLM:
                 f"a stream is one answer, n is {chosen.n}", hint="use generate or chat, or a stream for each of params.samples"
             )
         goes_on = isinstance(prompt, str) or options.get("continue_final_message", False)
-        [request] = self._start(ids, chosen, is_continuation=goes_on)
-        return Stream(self, request, self._answers[request])
+        [(request, answer)] = self._start(ids, chosen, is_continuation=goes_on).items()
+        return Stream(self, request, answer)
 
     def chat_turn(
         self,
@@ -230,7 +235,8 @@ class LLM:
 
         RequestError, CapacityError where that cannot be: see `Engine.score`.
         """
-        return self._open_engine().score(tokens, first=first)
+        with self._turn():
+            return self._open_engine().score(tokens, first=first)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of raw text, in which a control token's text stands for the token."""
@@ -243,12 +249,15 @@ class LLM:
         return encode_chat(self.loaded.tokenizer, self.loaded.templates, messages, **options)
 
     def close(self) -> None:
-        """Frees the weights, the cache and the threads."""
-        if self._engine is not None:
+        """Frees the weights, the cache and the threads, after the step that another thread may be computing."""
+        if os.getpid() != self._process:  # a forked process has none of the threads that closing would wait for
             self._engine = None
-            if self.loaded.templates is not None:
-                self.loaded.templates.close()
-            if os.getpid() == self._process:  # a forked process has none of the threads that closing would wait for
+            return
+        with self._turn():
+            if self._engine is not None:
+                self._engine = None
+                if self.loaded.templates is not None:
+                    self.loaded.templates.close()
                 self.loaded.executor.close()
 
     def __enter__(self) -> LLM:
@@ -259,41 +268,64 @@ class LLM:
 
     def advance(self, request: int) -> bool:
         """Computes one step of everything that runs; False, and nothing is done, once the request has ended. For `Stream`."""
-        if request not in self._answers:
-            return False
-        for event in self._open_engine().step():
-            answer = self._answers[event.request]
-            answer.push(event)
-            if answer.finish_reason is not None:
-                self.forget(event.request)
-        return True
+        with self._turn():
+            if request not in self._answers:
+                return False
+            for event in self._open_engine().step():
+                answer = self._answers[event.request]
+                answer.push(event)
+                if answer.finish_reason is not None:
+                    self._forget(event.request)
+            return True
 
     def forget(self, request: int) -> None:
         """Ends a request, if it still runs."""
+        if os.getpid() == self._process:
+            with self._turn():
+                self._forget(request)
+
+    def _forget(self, request: int) -> None:
         self._answers.pop(request, None)
         if self._engine is not None:
             self._engine.cancel(request)
 
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise RequestError("this LLM was closed", hint="make a new one")
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One thread at a time; one that waits comes before the one that has just had its turn."""
+        self._check_process()
+        try:
+            with self._entrance:
+                self._lock.acquire()
+            yield
+        finally:
+            if self._lock._is_owned():  # type: ignore[attr-defined]  # not where an interrupt came before it
+                self._lock.release()
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise RequestError(
                 "this LLM was made in another process, whose threads are not in this one",
                 hint="make it in the process that uses it; with multiprocessing, also choose the start method 'spawn'",
             )
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("this LLM was closed", hint="make a new one")
         while self.abandoned:
-            self.forget(self.abandoned.popleft())
+            self._forget(self.abandoned.popleft())
         return self._engine
 
-    def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> list[int]:
-        """The requests of a prompt, one for each sample."""
-        requests = self._open_engine().add(prompt, params)
-        for request in requests:
-            self._answers[request] = Answer(
-                self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=self.loaded.sparse
-            )
-        return requests
+    def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> dict[int, Answer]:
+        """The requests of a prompt, one for each sample, with their answers."""
+        with self._turn():
+            started = {
+                request: Answer(
+                    self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=self.loaded.sparse
+                )
+                for request in self._open_engine().add(prompt, params)
+            }
+            self._answers |= started
+            return started
 
     def _complete_one(self, prompt: Sequence[int], params: Params, *, is_continuation: bool = False) -> Completion:
         [completion] = self._complete([prompt], params, is_continuation=is_continuation)
@@ -316,8 +348,7 @@ class LLM:
         answers: list[dict[int, Answer]] = []
         try:
             for prompt, one in zip(prompts, all_params, strict=True):
-                requests = self._start(prompt, one, is_continuation=is_continuation)
-                answers.append({request: self._answers[request] for request in requests})
+                answers.append(self._start(prompt, one, is_continuation=is_continuation))
             for request in chain(*answers):
                 while self.advance(request):
                     pass

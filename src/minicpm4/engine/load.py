@@ -15,13 +15,13 @@ from minicpm4.engine.defaults import default_params
 from minicpm4.engine.ends import end_choice, end_tokens
 from minicpm4.engine.engine import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
-from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.params import SamplingParams, check_number
 from minicpm4.engine.sparse import SparseWishes, choose_sparse
 from minicpm4.errors import ConfigError
 from minicpm4.executors import Executor, ExecutorOptions, WeightLoader, capabilities_of, create_executor
 from minicpm4.hardware import Choice, cache_folder, num_cores
 from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, ModelConfig, PackedTensor
-from minicpm4.model.config import SparseConfig
+from minicpm4.model.config import SIZE_LIMIT, SparseConfig
 from minicpm4.model.long_context import with_context
 from minicpm4.quant import KV_FORMATS
 from minicpm4.text import ChatTemplates, Tokenizer, load_gguf_tokenizer, load_tokenizer, templates_of_folder, templates_of_gguf
@@ -30,6 +30,10 @@ LoadProgress = Callable[[str, int, int], None]
 AUTO = "auto"
 PROMPT_ACTIVATIONS = ("same", "bf16")
 MAX_STEP_TOKENS = 512
+WHOLE_NUMBERS = {  # of the options, with the least and the most
+    "context_length": (1, 1 << 31), "cache_tokens": (1, 1 << 40), "threads": (1, 1024), "topk": (1, SIZE_LIMIT - 1),
+    "window": (1, SIZE_LIMIT - 1), "dense_len": (-1, 1 << 31),
+}  # fmt: skip
 SMALL_HIDDEN_SIZE = 1024  # of models whose activations are kept in sixteen bits
 
 
@@ -74,8 +78,10 @@ class LoadOptions:
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise ConfigError(f"threads is {self.threads}, expected 1 to 1024", hint="leave it out for one a core")
+        if not isinstance(self.model, str):
+            raise ConfigError(f"model is {self.model!r:.80}, expected text or a path", hint="name a folder, a file or a hub id")
+        for name, within in WHOLE_NUMBERS.items():
+            check_number(name, getattr(self, name), within, is_whole=True, is_optional=True, error=ConfigError)
         if self.kv_format not in (AUTO, *KV_FORMATS):
             raise ConfigError(f"there is no KV format {self.kv_format!r:.40}", hint=f"choose one of {', '.join((AUTO, *KV_FORMATS))}")
         if self.prompt_activations not in (AUTO, *PROMPT_ACTIVATIONS):

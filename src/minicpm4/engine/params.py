@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
-from minicpm4.errors import RequestError
+from minicpm4.errors import MiniCPMError, RequestError
 
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
@@ -117,8 +117,9 @@ def check_number(
     is_whole: bool = False,
     is_optional: bool = False,
     excludes_low: bool = False,
+    error: type[MiniCPMError] = RequestError,
 ) -> None:
-    """RequestError unless the value is a number from the first to the second of `within`, above the first where that is excluded.
+    """The error unless the value is a number from the first to the second of `within`, above the first where that is excluded.
 
     numpy's numbers count as such.
     """
@@ -130,5 +131,6 @@ def check_number(
         if low <= number <= high and not (excludes_low and number == low):  # false for NaN
             return
     kind = "a whole number" if is_whole else "a number"
-    span = f"above {low:g} and at most {high:g}" if excludes_low else f"from {low:g} to {high:g}"
-    raise RequestError(f"{name} is {value!r:.80}, expected {kind} {span}", hint=f"correct {name}")
+    low_text, high_text = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in within)
+    span = f"above {low_text} and at most {high_text}" if excludes_low else f"from {low_text} to {high_text}"
+    raise error(f"{name} is {value!r:.80}, expected {kind} {span}", hint=f"correct {name}")

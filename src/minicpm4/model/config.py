@@ -13,7 +13,7 @@ from typing import Any
 from minicpm4.errors import ConfigError
 from minicpm4.model.step import PAGE_TOKENS
 
-LIMIT = 1 << 24  # no size of a real model reaches it; a hostile one must not make us allocate
+SIZE_LIMIT = 1 << 24  # no size of a real model reaches it; a hostile one must not make us allocate
 
 
 def require(is_valid: bool, name: str, value: object, expected: str) -> None:
@@ -71,7 +71,7 @@ class SparseConfig:
 
     def __post_init__(self) -> None:
         for name in ("kernel_size", "kernel_stride", "block_size", "init_blocks", "window_size", "topk"):
-            require(0 < getattr(self, name) < LIMIT, f"sparse {name}", getattr(self, name), "a positive whole number")
+            require(0 < getattr(self, name) < SIZE_LIMIT, f"sparse {name}", getattr(self, name), "a positive whole number")
         block, stride = self.block_size, self.kernel_stride
         require(block == PAGE_TOKENS, "sparse block_size", block, f"{PAGE_TOKENS}, a page of the cache")
         require(self.dense_len >= -1, "sparse dense_len", self.dense_len, "-1 (never dense) or a number of tokens")
@@ -134,7 +134,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
             value = getattr(self, name)
-            require(isinstance(value, int) and 0 < value < LIMIT, name, value, "a positive whole number")
+            require(isinstance(value, int) and 0 < value < SIZE_LIMIT, name, value, "a positive whole number")
         require(0 < self.context_length < 1 << 31, "context_length", self.context_length, "a positive whole number")
         require(self.num_layers <= 1024, "num_layers", self.num_layers, "at most 1024")
         require(self.num_heads % self.num_kv_heads == 0, "num_heads", self.num_heads, f"a multiple of num_kv_heads, {self.num_kv_heads}")

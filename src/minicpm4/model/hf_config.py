@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from minicpm4.errors import ConfigError
-from minicpm4.model.config import LIMIT, KeyReader, ModelConfig, SparseConfig, require
+from minicpm4.model.config import SIZE_LIMIT, KeyReader, ModelConfig, SparseConfig, require
 from minicpm4.model.families import DEFAULTS, SUPPORTED, family_of
 from minicpm4.model.hf_rope import rope_from_hf
 
@@ -39,9 +39,9 @@ def config_from_hf(values: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
     family = family_of(values)
     keys = KeyReader({**DEFAULTS[family], **values}, "config.json")
     hidden, layers, heads = keys.need("hidden_size", int), keys.need("num_hidden_layers", int), keys.need("num_attention_heads", int)
-    require(0 < layers <= 1024 and 0 < heads < LIMIT, "layers, heads", (layers, heads), "positive whole numbers")
+    require(0 < layers <= 1024 and 0 < heads < SIZE_LIMIT, "layers, heads", (layers, heads), "positive whole numbers")
     head_dim = keys.get("head_dim", int, hidden // heads)
-    require(0 < head_dim < LIMIT, "head_dim", head_dim, "a positive whole number")
+    require(0 < head_dim < SIZE_LIMIT, "head_dim", head_dim, "a positive whole number")
     check_unchanged(keys)
     warnings = ["auto_map names custom code; it is ignored, this package has its own"] if keys.get("auto_map", dict) else []
     is_minicpm, published = family == "minicpm", keys.need("max_position_embeddings", int)
@@ -123,7 +123,7 @@ def windowed_context(keys: KeyReader, family: str, warnings: list[str], *, conte
 def minicpm_scales(keys: KeyReader, *, hidden: int, layers: int) -> dict[str, float]:
     """The three scales; a Llama has none, whatever keys it was left with."""
     base = keys.get("dim_model_base", int, 1)
-    require(0 < base < LIMIT, "dim_model_base", base, "a positive whole number")
+    require(0 < base < SIZE_LIMIT, "dim_model_base", base, "a positive whole number")
     return {
         "embedding_scale": keys.get("scale_emb", float, 1.0),
         "residual_scale": keys.get("scale_depth", float, 1.0) / math.sqrt(layers),

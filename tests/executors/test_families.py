@@ -161,6 +161,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gelu": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "part-of-heads": ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     "layers-of-kinds": ({"model_type": "qwen3", "layer_types": ["linear_attention"] * 2}, "layer_types holds 'linear_attention'"),
+    "layers-of-a-llama": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types holds 'sliding_attention'"),
     **{kind: ({"model_type": kind}, f"model_type '{kind}' is not supported: it differs by") for kind in (
         "gemma", "gemma2", "gemma3_text", "granite", "granitemoe", "phi", "phi3", "cohere", "cohere2", "stablelm", "olmo", "olmo2", "olmoe",
         "falcon", "mixtral", "deepseek_v2", "deepseek_v3", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen2_vl",

@@ -105,10 +105,11 @@ def windowed_context(keys: KeyReader, family: str, warnings: list[str], *, conte
     """The context in which a window of attention changes nothing: all of the model's, or the window."""
     window, is_used = keys.get("sliding_window", int), keys.get("use_sliding_window", bool, False)
     first, kinds = keys.get("max_window_layers", int, 28), keys.get("layer_types", list)
+    known = ("full_attention",) if family in ("llama", "minicpm") else ("full_attention", "sliding_attention")
+    strange = [kind for kind in kinds or () if kind not in known]
+    if strange:
+        raise ConfigError(f"config.json: layer_types holds {strange[0]!r:.80}, which is not supported", hint=SUPPORTED)
     if family in ("qwen2", "qwen3"):
-        strange = [kind for kind in kinds or () if kind not in ("full_attention", "sliding_attention")]
-        if strange:
-            raise ConfigError(f"config.json: layer_types holds {strange[0]!r:.80}, which is not supported", hint=SUPPORTED)
         has_window = "sliding_attention" in kinds if kinds else first < layers
         window = window if is_used and has_window else None
     elif family != "mistral":

@@ -6,18 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sentencepiece
-from test_pre_tokenizers import MORE
-from tiny_tokenizers import CONTROL, SENTENCES, TEXTS
+from many_texts import MANY_TEXTS
+from tiny_tokenizers import CONTROL, SENTENCES
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 
 from minicpm4.text import TextStream, Tokenizer, load_tokenizer
 
-WORDS = ["The", " cat", "s", "'t", " isn", "  ", "\n", "12", "345", "é", "ß", "世界", "한", "😀", "(x)", "-", ".", "\t", "a\u0301", " ½"]
-ALL_TEXTS = [*TEXTS, *MORE, *("".join(np.random.default_rng(seed).choice(WORDS, size=1 + seed % 12)) for seed in range(150))]
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -94,7 +91,7 @@ def test_ids_and_text_of_tokenizers(tmp_path: Path, kind: str) -> None:
     library = KINDS[kind]()
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path, vocab_size=1000)
-    for text in ALL_TEXTS:
+    for text in MANY_TEXTS:
         ids = library.encode(text).ids
         assert tokenizer.encode(text, parses_special=True) == ids, text
         assert tokenizer.decode(ids) == library.decode(ids, skip_special_tokens=True), text
@@ -119,7 +116,7 @@ def test_ids_and_text_of_sentencepiece(tmp_path: Path, prefix: bool, rule: str, 
     )
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     tokenizer = load_tokenizer(tmp_path, vocab_size=1000)
-    for text in [*ALL_TEXTS, "a<think> b"]:
+    for text in [*MANY_TEXTS, "a<think> b"]:
         ids = processor.encode(text)
         assert tokenizer.encode(text, add_bos=False) == ids, text
         if "▁" not in text:  # which the library takes for spaces, and drops some of them

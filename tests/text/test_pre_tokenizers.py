@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from many_texts import MANY_TEXTS
 from test_turn_ends import write_vocabulary
-from tiny_tokenizers import TEXTS, byte_pair_metadata, piece_metadata
+from tiny_tokenizers import byte_pair_metadata, piece_metadata
 
 from minicpm4.checkpoint import read_gguf
 from minicpm4.text import load_gguf_tokenizer
@@ -20,15 +21,6 @@ CUTS = [
     "123", "1234", "12 34", "é汉", "汉か", "a汉", "<a>", "$1", "`a`", "a/b", "./a", "a\t\tb", "\t a", "a'", "a's", "A'S", "aB", "Ba",
     "BB aa", "Bz1", "٣٣", "1٣", "a€", "-a", " -a", "--a", "- a", "a--\n", "..\n\n", "..\r\n", "a/\n", "//\n", "Bé", "éB", "汉B", "B汉",
     "'s", "'ſ", "1.2", "||", "<<a", "a<", "  \n", "\n  ", "\n \n", "S", " S", "  S",
-]  # fmt: skip
-MORE = [
-    "The quick brown fox jumps over the lazy dog.", "naïve café — “quotes” … 100%", "    indented\n\tcode()",
-    "https://example.org/a?b=c&d=1", "你好，世界！今天天气很好。", "日本語のテキスト", "한국어 문장입니다",
-    "Привет, мир! Как дела?", "مرحبا بالعالم", "שלום עולם",
-    "हिन्दी में", "ไทย", "😀😃 👨‍👩‍👧‍👦 🏳️‍🌈", "a\u0301 e\u0308 n\u0303", "x" * 100, "1234567890" * 5, "\n\n\n\n", " " * 33, "\t\t\t",
-    "\r\n\r\n", "def f(x): return x**2 # ok", "don't won't I'll we've they'd I'M", "ÄÖÜ ß ẞ ŁÓDŹ", "½ ² ³ Ⅳ ٠١٢", "\u00a0\u3000\u2009",
-    "\x00\x01\x02\x7f", "\ufeffBOM", "snake_case camelCase", "<|im_end|> <s> </s> [INST]", "▁ ▁a", "a▁b", "(a)[b]{c}", "!!!???...",
-    "email@host.tld", "C++ & C#", "3.14e-10", "2024-01-31T12:00:00Z",
 ]  # fmt: skip
 LETTERS_WITH_MARKS = ("tekken", "gpt-4o", "llama4", "kanana2")  # here as in the models' own files, where llama.cpp leaves marks out
 
@@ -65,7 +57,7 @@ def test_cuts_are_those_of_llama_cpp(tmp_path: Path, name: str) -> None:
     )
     tokenizer = load_gguf_tokenizer(read_gguf(tmp_path / "t.gguf").metadata, vocab_size=400)
     with opened(tmp_path / "t.gguf", vocab_only=True) as model:
-        for text in [text for text in (*TEXTS, *MORE) if not (name in LETTERS_WITH_MARKS and has_marks(text)) and "\x00" not in text]:
+        for text in [text for text in MANY_TEXTS if not (name in LETTERS_WITH_MARKS and has_marks(text)) and "\x00" not in text]:
             assert tokenizer.encode(text, add_bos=False) == ids_of(model, text), text
             assert tokenizer.encode(text, add_bos=False, parses_special=True) == ids_of(model, text, parses_special=True), text
             assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -99,6 +91,6 @@ def test_pieces_are_those_of_llama_cpp(tmp_path: Path, space_prefix: bool, witho
     random = np.random.default_rng(0)
     made = ["".join(random.choice(list("abchi é"), size=random.integers(1, 20))) for _ in range(100)]
     with opened(tmp_path / "v.gguf", vocab_only=True) as model:
-        for text in [text for text in (*TEXTS, *MORE, *made) if "\x00" not in text and text and not (without and "A" in text)]:
+        for text in [text for text in (*MANY_TEXTS, *made) if "\x00" not in text and text and not (without and "A" in text)]:
             assert tokenizer.encode(text, add_bos=False) == ids_of(model, text), text
             assert tokenizer.encode(text, parses_special=True) == ids_of(model, text, parses_special=True, adds_special=True), text

@@ -39,7 +39,7 @@ class PreTokenizer:
 DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT_2.removesuffix(r"|\s+"), r"\p{N}+", "[0-9][0-9][0-9]")
 PRE_TOKENIZERS = {
     "default": PreTokenizer(DEFAULT),
-    "minicpm5": PreTokenizer((LLAMA_3,), ignores_merges=True),
+    "minicpm5": PreTokenizer((THREE_DIGITS, LLAMA_3), ignores_merges=True),
     "qwen35": PreTokenizer((QWEN_3_5,)),
     "tekken": PreTokenizer((TEKKEN,), ignores_merges=True, adds_bos=True),
     **dict.fromkeys(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from minicpm4.executors import Executor, ExecutorOptions, create_executor
-from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor, Step
+from minicpm4.errors import UnsupportedError
+from minicpm4.executors import CacheSize, Executor, backend, create_executor
+from minicpm4.executors.base import BackendOptions
+from minicpm4.model import ModelConfig, PackedTensor, Segment, Step, make_step
 from minicpm4.model.config import RopeConfig
 from minicpm4.model.parameters import EMBEDDING, parameter_shapes
 from minicpm4.quant import quantize
@@ -68,28 +70,38 @@ def poisoned_weights(config: ModelConfig) -> dict[str, PackedTensor]:
     return {**weights, EMBEDDING: quantize(table, "f32", name=EMBEDDING)}
 
 
+def executor_options(name: str, **options: object) -> tuple[BackendOptions, CacheSize]:
+    """The options of the executor of that name, and its cache, from fields of both; numbers of threads go to those that have threads."""
+    kind = backend(name).options
+    own, sizes = ({field.name for field in fields(each)} for each in (kind, CacheSize))
+    unknown = options.keys() - own - sizes - {"threads"}
+    if unknown:
+        raise UnsupportedError(f"executor {name} has no {unknown}", hint="leave it out")
+    chosen = kind(**{field: value for field, value in options.items() if field in own})  # type: ignore[arg-type]
+    return chosen, CacheSize(**{field: value for field, value in options.items() if field in sizes})  # type: ignore[arg-type]
+
+
 def toy_executor(name: str, config: ModelConfig, weights: dict[str, PackedTensor], **options: object) -> Executor:
     """name: an executor's, or one with its device or its activations behind, such as torch-cuda or native-int8."""
     name, _, variant = name.partition("-")
-    chosen = {"context_length": config.context_length, "num_pages": 16, "kv_format": "f32", "threads": 2, **options}
-    chosen |= {VARIANTS[variant]: variant} if variant else {}
+    given = {"context_length": config.context_length, "num_pages": 16, "kv_format": "f32", "threads": 2, **options}
+    given |= {VARIANTS[variant]: variant} if variant else {}
+    chosen, cache = executor_options(name, **given)
     formats = {tensor.format.name for tensor in weights.values()}
-    return create_executor(name, config, weights.__getitem__, options=ExecutorOptions(**chosen), formats=formats)  # type: ignore[arg-type]
+    return create_executor(name, config, weights.__getitem__, options=chosen, cache=cache, formats=formats)
+
+
+def logits_of(executor: Executor, step: Step) -> np.ndarray:
+    """The step's logits, which stay what they are."""
+    return executor.run(step).logits.copy()
 
 
 def plan_step(parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], *, wants_all: bool = True, prompts: Sequence[int] = ()) -> Step:
-    """A ragged step. Each part: the tokens to run, the position of the first, and the sequence's page ids. prompts: which parts are."""
-    tokens, positions, slots, starts, lengths = [], [], [], [0], []
-    for part_tokens, start, pages in parts:
-        at = np.arange(start, start + len(part_tokens))
-        tokens.extend(part_tokens)
-        positions.extend(at)
-        slots.extend(np.asarray(pages)[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS)
-        starts.append(len(tokens))
-        lengths.append(start + len(part_tokens))
-    width = max(len(pages) for _, _, pages in parts)
-    table = np.array([[*pages, *[-1] * (width - len(pages))] for _, _, pages in parts], np.int32)
-    wanted = range(len(tokens)) if wants_all else [start - 1 for start in starts[1:]]
-    arrays = (np.array(values, np.int32) for values in (tokens, positions, slots, starts, lengths))
-    marks = np.array([part in prompts for part in range(len(parts))], np.int32)
-    return Step(*arrays, table, np.array(wanted, np.int32), marks)
+    """A ragged step. Each part: the tokens to run, the position of the first, and the sequence's page ids. prompts: the parts with the
+    numerics of prompts, tag 1."""
+    return make_step(
+        [
+            Segment(tokens=tokens, start=start, pages=pages, num_logits=len(tokens) if wants_all else 1, numerics=int(part in prompts))
+            for part, (tokens, start, pages) in enumerate(parts)
+        ]
+    )

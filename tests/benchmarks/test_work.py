@@ -11,7 +11,7 @@ from benchmarks.engines import work as work_module
 from benchmarks.engines.minicpm4 import MiniCPM4, known_fields, stream_step
 from benchmarks.engines.work import CannotDo, Measured, Work, arguments_of, convert_once, measure_steps, run_program, work_from_arguments
 from benchmarks.write_model import write_model
-from minicpm4.model import single_step
+from minicpm4.model.step import single_step
 from tests.checkpoint.checkpoint_files import TINY_JSON
 
 
@@ -128,7 +128,7 @@ def test_streams_keep_to_their_pages() -> None:
     step = stream_step(np.array([[1], [2], [3]], np.int32), start=65, stream_pages=2, is_prompt=False)
     assert step.slots_T.tolist() == [65, 2 * 64 + 65, 4 * 64 + 65]
     assert step.pages_SP.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert step.wanted_R.tolist() == [0, 1, 2]
+    assert step.logit_rows_R.tolist() == [0, 1, 2]
     assert step.lengths_S.tolist() == [66, 66, 66]
 
 

@@ -55,7 +55,7 @@ class Watched:
         if self.fails:
             raise RuntimeError("out of beads")
         self.steps.append(step)
-        return np.zeros((len(step.wanted_R), 1), np.float32)
+        return np.zeros((len(step.logit_rows_R), 1), np.float32)
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self.filled.append((pages.tolist(), seed))

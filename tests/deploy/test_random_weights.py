@@ -57,7 +57,7 @@ def test_every_format(name: str) -> None:
     assert tensors[NORM].format.name == "f32"
     assert formats == {"f32", name, head} == {tensor.format.name for tensor in tensors.values()}
     assert {parameter: tensor.shape for parameter, tensor in tensors.items()} == parameter_shapes(WIDE)
-    logits = toy_executor("native", WIDE, tensors).run(plan_step([([1, 2, 3], 0, [0])]))
+    logits = toy_executor("native", WIDE, tensors).run(plan_step([([1, 2, 3], 0, [0])])).logits
     assert 0.1 < logits.std() < 3
 
 

@@ -120,8 +120,8 @@ class BrokenExecutor:
     peaks = None
 
     def run(self, step):
-        logits = np.zeros((len(step.wanted_R), TOY.vocab_size), np.float32)
-        logits[step.tokens_T[step.wanted_R] == 1] = np.nan
+        logits = np.zeros((len(step.logit_rows_R), TOY.vocab_size), np.float32)
+        logits[step.tokens_T[step.logit_rows_R] == 1] = np.nan
         return logits
 
 

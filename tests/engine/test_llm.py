@@ -15,7 +15,6 @@ from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params
 from minicpm4.engine.ends import ids_in
 from minicpm4.engine.load import choose_activations, choose_prompt_activations, resolve_options
-from minicpm4.executors import capabilities_of
 from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
 from tests.toy import toy_config
@@ -269,7 +268,7 @@ def test_one_broken_answer_of_several(llm, monkeypatch):
 
     def run_with_nan(step):
         logits = run(step).copy()
-        logits[step.tokens_T[step.wanted_R] == broken_token] = np.nan
+        logits[step.tokens_T[step.logit_rows_R] == broken_token] = np.nan
         llm.loaded.executor.peaks = None  # they are of other logits
         return logits
 

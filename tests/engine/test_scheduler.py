@@ -49,7 +49,7 @@ def test_everybody_is_served_whatever_comes(requests, num_pages, max_step_tokens
             continue
         step = build_step(parts)
         assert len(step.tokens_T) <= max_step_tokens
-        held = list(cache.run(step))
+        held = list(cache.run(step).logits)
         taken = [page for part in parts for page in part.sequence.pages]
         assert len(taken) == len(set(taken)), "no page belongs to two sequences"
         scheduler.note_written(parts)
@@ -77,7 +77,7 @@ def test_those_that_decode_go_before_prompts():
     parts = scheduler.plan().parts
     assert [(part.sequence.requests, part.num_tokens, part.is_complete) for part in parts] == [([0], 1, True), ([1], 9, False)]
     step = build_step(parts)
-    assert step.wanted_R.tolist() == [0]
+    assert step.logit_rows_R.tolist() == [0]
     assert step.positions_T.tolist() == [5, *range(9)]
     assert step.starts_S1.tolist() == [0, 1, 10]
 

@@ -9,7 +9,7 @@ from minicpm4 import CapacityError, RequestError, SamplingParams
 from minicpm4.engine.engine import Engine, Limits
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.executors import Executor
-from minicpm4.model import single_step
+from minicpm4.model.step import single_step
 from tests.toy import CUDA, TOY, toy_executor, toy_weights
 
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, TOY.vocab_size, 150)]
@@ -28,7 +28,7 @@ def engine(executor: Executor) -> Engine:
 
 
 def expected(executor: Executor) -> Scores:
-    logits = executor.run(single_step(np.array(TOKENS), are_all_wanted=True)).astype(np.float64)
+    logits = executor.run(single_step(TOKENS, num_logits=len(TOKENS))).logits.astype(np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return Scores(logprobs[np.arange(149), TOKENS[1:]], logits[:-1].argmax(axis=-1))
 

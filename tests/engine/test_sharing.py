@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
 from minicpm4.engine.engine import Engine, Limits
-from minicpm4.executors import capabilities_of
+from minicpm4.executors import backend
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.config import SparseConfig
 from tests.toy import TOY, toy_executor, toy_weights
@@ -54,7 +54,7 @@ class Pages:
         self.fail_sometimes()
         flat[step.slots_T] = written
         self.num_rows += len(written)
-        rows = np.searchsorted(step.starts_S1, step.wanted_R, side="right") - 1
+        rows = np.searchsorted(step.starts_S1, step.logit_rows_R, side="right") - 1
         return np.array([self.logits(step.pages_SP[row], step.lengths_S[row]) for row in rows]).reshape(-1, VOCABULARY)
 
     def logits(self, pages, length):
@@ -167,7 +167,7 @@ PARAMS = SamplingParams(max_tokens=40, logprobs=0)
 
 def kinds():
     """(rule, cache, activations of prompts)."""
-    has_bf16 = None in capabilities_of("native").bf16_isas
+    has_bf16 = None in backend("native").capabilities.bf16_isas
     needs_unit = pytest.mark.skipif(not has_bf16, reason="no unit for matrices of bfloat16 (AMX)")
     same = [(rule, kv_format, "same") for rule in RULES for kv_format in ("f16", "int8")]
     return [*same, *(pytest.param((*kind, "bf16"), marks=needs_unit) for kind in (("dense", "int8"), ("sparse", "f16")))]

@@ -12,8 +12,9 @@ import pytest
 from minicpm4 import LLM, SamplingParams
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.errors import CheckpointError
-from minicpm4.model import ModelConfig, single_step
+from minicpm4.model import ModelConfig
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.step import single_step
 from minicpm4.quant import dequantize
 from minicpm4.text.token_text import BYTE_OF
 from tests.checkpoint.checkpoint_files import write_gguf_model
@@ -77,7 +78,7 @@ def own_logits(path: Path, executor: str, *, activations: str = "f32") -> np.nda
     with open_checkpoint(path) as checkpoint:
         weights = {name: checkpoint.load(name) for name in parameter_shapes(checkpoint.config)}
         runner = toy_executor(executor, checkpoint.config, weights, num_pages=2, activations=activations, context_length=256)
-        return runner.run(single_step(TOKENS, are_all_wanted=True)).copy()
+        return runner.run(single_step(TOKENS, num_logits=len(TOKENS))).logits.copy()
 
 
 def difference(got: np.ndarray, wanted: np.ndarray) -> float:

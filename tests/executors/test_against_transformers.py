@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicpm4.model import single_step
 from minicpm4.model.hf_config import config_from_hf
+from minicpm4.model.step import single_step
 from tests.executors.plain_llama import llama_logits, toy_json
 from tests.toy import EXECUTORS, scales_of, toy_executor, toy_weights
 
@@ -46,7 +46,7 @@ def test_a_folded_model_has_the_logits_of_the_public_llama(model: str, executor:
     assert not warnings
     weights = toy_weights(config)
     runner = toy_executor(executor, config, weights)
-    got = runner.run(single_step(TOKENS, are_all_wanted=True))
+    got = runner.run(single_step(TOKENS, num_logits=len(TOKENS))).logits
     wanted = llama_logits(MODELS[model], config, weights, TOKENS)
     assert 0.3 < wanted.std() < 3
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
@@ -61,14 +61,14 @@ def test_scales_of_one_are_exactly_a_plain_llama(executor: str) -> None:
     assert replace(configs[0], sparse=None) == configs[1]  # past 8192 tokens a MiniCPM4 is made for sparse attention
     assert scales_of(configs[0]) == (1, 1, 1)
     weights = toy_weights(configs[0])
-    got = toy_executor(executor, configs[0], weights).run(single_step(TOKENS, are_all_wanted=True))
+    got = toy_executor(executor, configs[0], weights).run(single_step(TOKENS, num_logits=len(TOKENS))).logits
     np.testing.assert_allclose(got, llama_logits(neutral, configs[0], weights, TOKENS), rtol=0, atol=1e-5)
 
 
 def logits(executor: str, values: dict[str, Any], *, context_length: int) -> np.ndarray:
     config, _ = config_from_hf(values)
     runner = toy_executor(executor, config, toy_weights(config), context_length=context_length)
-    return runner.run(single_step(TOKENS, are_all_wanted=True)).copy()
+    return runner.run(single_step(TOKENS, num_logits=len(TOKENS))).logits.copy()
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -23,7 +23,7 @@ FLOAT_TOLERANCE = 1e-5
 
 def logits(executor: str, config: ModelConfig, weights: dict[str, PackedTensor], **options: object) -> np.ndarray:
     runner: Executor = toy_executor(executor, config, weights, **options)
-    return runner.run(plan_step(PROMPTS)).copy()
+    return runner.run(plan_step(PROMPTS)).logits.copy()
 
 
 @cache

@@ -36,13 +36,13 @@ def check_same(runner: Executor, got: np.ndarray, wanted: np.ndarray) -> None:
 
 def alone(runner: Executor, tokens: Sequence[int], pages: Sequence[int] | None = None) -> np.ndarray:
     """Logits of every token of a sequence run in one step, by default on pages 0, 1, 2 ..."""
-    return runner.run(plan_step([(tokens, 0, pages or range(pages_for(len(tokens))))])).copy()
+    return runner.run(plan_step([(tokens, 0, pages or range(pages_for(len(tokens))))])).logits.copy()
 
 
 def test_a_ragged_batch_is_each_sequence_alone(runner: Executor) -> None:
     prompts = [prompt(length, seed=length) for length in (1, 130, 17, 64, 65)]
     pages = [[0], [1, 2, 3], [4], [5], [6, 7]]
-    together = runner.run(plan_step([(tokens, 0, own) for tokens, own in zip(prompts, pages, strict=True)])).copy()
+    together = runner.run(plan_step([(tokens, 0, own) for tokens, own in zip(prompts, pages, strict=True)])).logits.copy()
     ends = np.cumsum([len(tokens) for tokens in prompts])[:-1]
     for tokens, logits in zip(prompts, np.split(together, ends), strict=True):
         check_same(runner, logits, alone(runner, tokens))
@@ -52,7 +52,7 @@ def test_a_ragged_batch_is_each_sequence_alone(runner: Executor) -> None:
 def test_a_prompt_in_chunks_is_the_prompt_at_once(runner: Executor, sizes: tuple[int, ...]) -> None:
     tokens, pages, start, parts = prompt(150), (3, 9, 5), 0, []
     for size in sizes:
-        parts.append(runner.run(plan_step([(tokens[start : start + size], start, pages)])).copy())
+        parts.append(runner.run(plan_step([(tokens[start : start + size], start, pages)])).logits.copy())
         start += size
     check_same(runner, np.concatenate(parts), alone(runner, tokens))
 
@@ -63,7 +63,7 @@ def test_decoding_token_by_token_is_the_prompt_at_once(runner: Executor) -> None
     runner.run(plan_step([(first[:-steps], 0, [0, 1]), (second[:-steps], 0, [2])]))
     for i in range(-steps, 0):
         step = plan_step([([first[i]], len(first) + i, [0, 1]), ([second[i]], len(second) + i, [2])])
-        got = runner.run(step).copy()
+        got = runner.run(step).logits.copy()
         check_same(runner, got[0], alone(runner, first[: len(first) + i + 1], [3, 4])[-1])
         check_same(runner, got[1], alone(runner, second[: len(second) + i + 1], [5])[-1])
 
@@ -71,7 +71,7 @@ def test_decoding_token_by_token_is_the_prompt_at_once(runner: Executor) -> None
 def test_a_chunk_of_one_sequence_beside_a_token_of_another(runner: Executor) -> None:
     first, second = prompt(90, seed=1), prompt(140, seed=2)
     runner.run(plan_step([(first[:-1], 0, [8, 1]), (second[:60], 0, [4, 0, 12])]))
-    got = runner.run(plan_step([(first[-1:], 89, [8, 1]), (second[60:], 60, [4, 0, 12])])).copy()
+    got = runner.run(plan_step([(first[-1:], 89, [8, 1]), (second[60:], 60, [4, 0, 12])])).logits.copy()
     check_same(runner, got[0], alone(runner, first, [13, 14])[-1])
     check_same(runner, got[1:], alone(runner, second, [13, 14, 15])[60:])
 
@@ -83,16 +83,16 @@ def test_scattered_pages_are_as_good_as_neighbours(runner: Executor) -> None:
 
 def test_only_wanted_rows_are_returned(runner: Executor) -> None:
     prompts = [(prompt(9, seed=1), 0, [0]), (prompt(5, seed=2), 0, [1])]
-    everything = runner.run(plan_step(prompts)).copy()
-    check_same(runner, runner.run(plan_step(prompts, wants_all=False)), everything[[8, 13]])
+    everything = runner.run(plan_step(prompts)).logits.copy()
+    check_same(runner, runner.run(plan_step(prompts, wants_all=False)).logits, everything[[8, 13]])
 
 
 def test_a_step_that_wants_nothing_still_writes_the_cache(runner: Executor) -> None:
     tokens = prompt(10)
     step = plan_step([(tokens[:9], 0, [0])])
-    nothing = replace(step, wanted_R=np.zeros(0, np.int32))
-    assert runner.run(nothing).shape == (0, 97)
-    check_same(runner, runner.run(plan_step([(tokens[9:], 9, [0])])).copy(), alone(runner, tokens, [1])[9:])
+    nothing = replace(step, logit_rows_R=np.zeros(0, np.int32))
+    assert runner.run(nothing).logits.shape == (0, 97)
+    check_same(runner, runner.run(plan_step([(tokens[9:], 9, [0])])).logits.copy(), alone(runner, tokens, [1])[9:])
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -103,19 +103,19 @@ def test_what_was_not_written_is_never_read(executor: str, kv_format: str) -> No
     weights = poisoned_weights(config)
     clean, poisoned = (toy_executor(executor, config, weights, kv_format=kv_format, context_length=1024) for _ in range(2))
     for page in range(0, NUM_PAGES, 4):
-        logits = poisoned.run(plan_step([([POISON] * PAGE_TOKENS, 0, [p]) for p in range(page, page + 4)]))
+        logits = poisoned.run(plan_step([([POISON] * PAGE_TOKENS, 0, [p]) for p in range(page, page + 4)])).logits
         assert np.isnan(logits).all()
     parts = [(prompt(length, seed=length), 0, pages) for length, pages in ((1, [7]), (66, [3, 12]), (63, [0]), (129, [5, 4, 15]))]
-    wanted = clean.run(plan_step(parts))
+    wanted = clean.run(plan_step(parts)).logits
     assert np.isfinite(wanted).all()
-    np.testing.assert_array_equal(poisoned.run(plan_step(parts)), wanted)
+    np.testing.assert_array_equal(poisoned.run(plan_step(parts)).logits, wanted)
 
 
 def test_the_reference_cache_starts_as_nan() -> None:
     config = toy_config()
     runner = toy_executor("reference", config, toy_weights(config))
     step = plan_step([(prompt(3), 5, [0])])  # positions 0 to 4 were never written
-    assert np.isnan(runner.run(step)).all()
+    assert np.isnan(runner.run(step).logits).all()
 
 
 @pytest.mark.parametrize("activations", ["f32", "int8", "int16"])
@@ -125,7 +125,7 @@ def test_the_number_of_threads_does_not_show(activations: str, threads: int) -> 
     weights = toy_weights(config, format_name="q4_0")
     parts = [(prompt(length, seed=length), 0, pages) for length, pages in ((100, [0, 1]), (7, [2]), (1, [3]))]
     one, many = (toy_executor("native", config, weights, activations=activations, threads=count) for count in (1, threads))
-    np.testing.assert_array_equal(many.run(plan_step(parts)), one.run(plan_step(parts)))
+    np.testing.assert_array_equal(many.run(plan_step(parts)).logits, one.run(plan_step(parts)).logits)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -135,7 +135,7 @@ def test_random_pages_are_finite_differ_by_seed_and_are_told_apart(executor: str
     outputs = []
     for seed in (1, 1, 2):
         runner.randomize_pages(np.array([2, 3], np.int32), seed=seed)
-        outputs.append(runner.run(plan_step([([5], 100, [2, 3])])).copy())
+        outputs.append(runner.run(plan_step([([5], 100, [2, 3])])).logits.copy())
     assert np.isfinite(outputs).all()
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.array_equal(outputs[0], outputs[2])
@@ -146,7 +146,7 @@ def test_peaks_are_the_largest_logits_of_each_task():
     config = toy_config(vocab_size=301)
     runner = toy_executor("native", config, toy_weights(config))
     for tokens in ([5, 6, 7], [1]):
-        logits = runner.run(plan_step([(tokens, 0, [0])]))
+        logits = runner.run(plan_step([(tokens, 0, [0])])).logits
         width = runner.peaks.width
         assert runner.peaks.values.shape == (len(tokens), -(-301 // width))
         assert runner.peaks.values.shape[1] > 1
@@ -160,6 +160,6 @@ def test_peaks_of_broken_arithmetic():
     values = dequantize(weights[HEAD])
     values[[3, 300], 0] = np.nan, -np.inf
     runner = toy_executor("native", config, {**weights, HEAD: quantize(values, "f32", name=HEAD)})
-    logits, width = runner.run(plan_step([([5, 6, 7], 0, [0])])), runner.peaks.width
+    logits, width = runner.run(plan_step([([5, 6, 7], 0, [0])])).logits, runner.peaks.width
     assert np.isnan(runner.peaks.values[:, 0]).all()
     np.testing.assert_array_equal(runner.peaks.values[:, -1], logits[:, 301 // width * width :].max(axis=1))

@@ -179,7 +179,7 @@ WRONG_STEPS = {
     },
     "a token is not in the vocabulary": {"tokens_T": [1, 97]},
     "a slot is not in the cache": {"slots_T": [0, 4 * 64]},
-    "a wanted row is not in the step": {"wanted_R": [2]},
+    "a wanted row is not in the step": {"logit_rows_R": [2]},
     "a sequence is longer than its pages": {"lengths_S": [65]},
     "a page is not in the cache": {"pages_SP": [[4]]},
     "a position is not in its sequence": {"positions_T": [0, 2]},

@@ -13,7 +13,8 @@ import pytest
 
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.executors import Executor, ExecutorOptions, create_executor
-from minicpm4.model import ModelConfig, pages_for, single_step
+from minicpm4.model import ModelConfig, pages_for
+from minicpm4.model.step import single_step
 from minicpm4.text import load_gguf_tokenizer
 from tests.toy import plan_step
 
@@ -95,7 +96,7 @@ def greedy(runner: Executor, prompts: list[list[int]], num_tokens: int) -> list[
     pages = [range(i * width, (i + 1) * width) for i in range(len(prompts))]
     for _ in range(num_tokens):
         parts = [(sequence[start:], start, own) for sequence, start, own in zip(sequences, done, pages, strict=True)]
-        best = runner.run(plan_step(parts, wants_all=False)).argmax(axis=1)
+        best = runner.run(plan_step(parts, wants_all=False)).logits.argmax(axis=1)
         done = [len(sequence) for sequence in sequences]
         for sequence, token in zip(sequences, best.tolist(), strict=True):
             sequence.append(token)
@@ -104,7 +105,7 @@ def greedy(runner: Executor, prompts: list[list[int]], num_tokens: int) -> list[
 
 def logits_before(runner: Executor, sequence: list[int], first: int) -> np.ndarray:
     """What the executor would choose the tokens from `first` on by, given the sequence itself."""
-    return runner.run(single_step(np.array(sequence[:-1], np.int32), are_all_wanted=True))[first - 1 :].copy()
+    return runner.run(single_step(sequence[:-1], num_logits=len(sequence) - 1)).logits[first - 1 :].copy()
 
 
 def gap_to_best(logits_RV: np.ndarray, chosen_R: np.ndarray) -> np.ndarray:
@@ -160,7 +161,7 @@ def test_all_executors_say_the_same_token_by_token(model: RealModel, capsys: pyt
 
 
 def bits_per_byte(runner: Executor, tokens: list[int]) -> float:
-    logits = runner.run(single_step(np.array(tokens, np.int32), are_all_wanted=True))[:-1].astype(np.float64)
+    logits = runner.run(single_step(tokens, num_logits=len(tokens))).logits[:-1].astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     chosen = np.take_along_axis(logits, np.array(tokens[1:])[:, None], axis=1)[:, 0]
     return float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum() / np.log(2) / len(TEXT.encode()))

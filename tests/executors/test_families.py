@@ -14,8 +14,8 @@ import pytest
 
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.errors import ConfigError
-from minicpm4.model import single_step
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.step import single_step
 from tests.toy import EXECUTORS, toy_executor
 
 SIZES = {
@@ -121,7 +121,7 @@ def own_logits(folder: Path, tokens: np.ndarray, *, executor: str, context_lengt
         weights = {name: checkpoint.load(name) for name in parameter_shapes(checkpoint.config)}
         context = context_length or checkpoint.config.usual_context
         runner = toy_executor(executor, checkpoint.config, weights, num_pages=2, context_length=context)
-        return runner.run(single_step(tokens, are_all_wanted=True)).copy()
+        return runner.run(single_step(tokens, num_logits=len(tokens))).logits.copy()
 
 
 def tokens_of(count: int) -> np.ndarray:

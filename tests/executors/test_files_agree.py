@@ -7,9 +7,10 @@ import pytest
 
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.checkpoint.gguf_model import unpermuted_rows
-from minicpm4.model import ModelConfig, single_step
+from minicpm4.model import ModelConfig
 from minicpm4.model.hf_config import config_from_hf
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.step import single_step
 from tests.checkpoint.checkpoint_files import permute, tiny_weights, write_folder, write_gguf_model
 from tests.executors.plain_llama import toy_json
 from tests.toy import EXECUTORS, toy_executor
@@ -27,7 +28,7 @@ def logits_of(path: Path, executor: str) -> np.ndarray:
     with open_checkpoint(path) as checkpoint:
         weights = {name: checkpoint.load(name) for name in parameter_shapes(checkpoint.config)}
         runner = toy_executor(executor, checkpoint.config, weights, num_pages=2)
-    return runner.run(single_step(TOKENS, are_all_wanted=True))
+    return runner.run(single_step(TOKENS, num_logits=len(TOKENS))).logits
 
 
 def config_of(values: dict[str, object]) -> ModelConfig:

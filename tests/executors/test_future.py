@@ -56,14 +56,14 @@ def prompt() -> list[int]:
 def test_no_row_sees_the_future(cache: tuple[str, str, str], rule: str) -> None:
     """Of a chunk, the tokens from a border on are NaN; then the sequence goes on from there over what they left."""
     runner, tokens, pages = runner_of(cache, rule), prompt(), [4, 1, 5, 2]
-    wanted = runner.run(plan_step([(tokens, 0, range(pages_for(LENGTH)))])).copy()
+    wanted = runner.run(plan_step([(tokens, 0, range(pages_for(LENGTH)))])).logits.copy()
     for border in (65, 143, LENGTH - 3):
         runner.run(plan_step([(tokens[:41], 0, pages)]))
-        got = runner.run(plan_step([(tokens[41:border] + [POISON] * (LENGTH - border), 41, pages)])).copy()
+        got = runner.run(plan_step([(tokens[41:border] + [POISON] * (LENGTH - border), 41, pages)])).logits.copy()
         check(cache, got[: border - 41], wanted[41:border])
         assert np.isnan(got[border - 41 :]).all()
         for position in range(border, border + 3):
-            got = runner.run(plan_step([([tokens[position]], position, pages)])).copy()
+            got = runner.run(plan_step([([tokens[position]], position, pages)])).logits.copy()
             check(cache, got, wanted[position : position + 1])
 
 
@@ -71,13 +71,13 @@ def test_no_row_sees_the_future(cache: tuple[str, str, str], rule: str) -> None:
 def test_what_others_left_in_pages_is_not_seen(cache: tuple[str, str, str], rule: str) -> None:
     """Every key, value and kernel of every page is NaN before; also beside a sequence that still is, in the same step."""
     runner, tokens, pages = runner_of(cache, rule), prompt(), [4, 1, 5, 2]
-    wanted = runner.run(plan_step([(tokens, 0, range(pages_for(LENGTH)))])).copy()
+    wanted = runner.run(plan_step([(tokens, 0, range(pages_for(LENGTH)))])).logits.copy()
     everything = ([POISON] * NUM_PAGES * PAGE_TOKENS, 0, range(NUM_PAGES))
-    assert np.isnan(runner.run(plan_step([everything], wants_all=False))).all()
-    got = runner.run(plan_step([(tokens[:131], 0, pages), ([POISON] * 70, 0, [3, 0])])).copy()
+    assert np.isnan(runner.run(plan_step([everything], wants_all=False)).logits).all()
+    got = runner.run(plan_step([(tokens[:131], 0, pages), ([POISON] * 70, 0, [3, 0])])).logits.copy()
     check(cache, got[:131], wanted[:131])
     assert np.isnan(got[131:]).all()
-    got = runner.run(plan_step([([POISON], 70, [3, 0]), (tokens[131:-1], 131, pages)])).copy()
+    got = runner.run(plan_step([([POISON], 70, [3, 0]), (tokens[131:-1], 131, pages)])).logits.copy()
     check(cache, got[1:], wanted[131:-1])
-    got = runner.run(plan_step([([POISON], 71, [3, 0]), (tokens[-1:], LENGTH - 1, pages)])).copy()
+    got = runner.run(plan_step([([POISON], 71, [3, 0]), (tokens[-1:], LENGTH - 1, pages)])).logits.copy()
     check(cache, got[1:], wanted[-1:])

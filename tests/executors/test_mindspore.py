@@ -33,9 +33,9 @@ def test_a_context_that_grows_to_the_caches_size_needs_one_graph() -> None:
     tokens, pages = prompt(320), range(5)
     for start in (0, 128):
         runner.run(plan_step([(tokens[start : start + 128], start, pages)], wants_all=False))
-    got = [runner.run(plan_step([([tokens[i]], i, pages)])).copy()[0] for i in range(256, 320)]
+    got = [runner.run(plan_step([([tokens[i]], i, pages)])).logits.copy()[0] for i in range(256, 320)]
     assert runner.sizes == [(128, 1), (1, 1)]
-    np.testing.assert_allclose(got, reference.run(plan_step([(tokens, 0, pages)]))[256:], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got, reference.run(plan_step([(tokens, 0, pages)])).logits[256:], rtol=0, atol=1e-5)
 
 
 def test_steps_of_many_sizes_share_few_graphs() -> None:
@@ -51,7 +51,7 @@ def test_executors_in_one_process_do_not_share_graphs() -> None:
         weights = toy_weights(CONFIG, seed=seed)
         step = plan_step([(prompt(5), 0, [0])])
         runner = toy_executor("mindspore", CONFIG, weights)
-        np.testing.assert_allclose(runner.run(step), toy_executor("reference", CONFIG, weights).run(step), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(runner.run(step).logits, toy_executor("reference", CONFIG, weights).run(step).logits, rtol=0, atol=1e-5)
         runner.close()
 
 
@@ -61,7 +61,7 @@ def test_sizes_that_are_no_multiples_of_a_vector(threads: int) -> None:
     weights = toy_weights(config)
     step = plan_step([(prompt(70, seed=1), 0, [0, 1]), ([5, 6], 0, [2])])
     step = type(step)(**vars(step) | {"tokens_T": step.tokens_T % 53})
-    got, wanted = (toy_executor(name, config, weights, threads=threads).run(step) for name in ("mindspore", "reference"))
+    got, wanted = (toy_executor(name, config, weights, threads=threads).run(step).logits for name in ("mindspore", "reference"))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
@@ -76,8 +76,8 @@ def test_long_rope_at_far_positions() -> None:
         **vars(step)
         | {"positions_T": step.positions_T + 100_000, "lengths_S": step.lengths_S + 100_000, "pages_SP": np.array([pages], np.int32)}
     )
-    assert np.isfinite(runner.run(far)).all()
-    rotated, wanted = (r.run(step) for r in (runner, reference))
+    assert np.isfinite(runner.run(far).logits).all()
+    rotated, wanted = (r.run(step).logits for r in (runner, reference))
     np.testing.assert_allclose(rotated, wanted, rtol=0, atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_a_process_without_source_of_its_own_computes_and_ends(tmp_path: Path) -
     """MindSpore reads functions from their source; who calls them may have none."""
     code = (
         "from tests.toy import *; config = toy_config(); runner = toy_executor('mindspore', config, toy_weights(config));"
-        "print(runner.run(plan_step([([5], 0, [0])])).shape)"
+        "print(runner.run(plan_step([([5], 0, [0])])).logits.shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout) == (0, "(1, 97)\n")

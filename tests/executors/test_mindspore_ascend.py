@@ -107,7 +107,7 @@ def run_both(steps: Sequence[Step]) -> tuple[Executor, list[np.ndarray], list[np
     weights = toy_weights(CONFIG)
     ascend = toy_executor("mindspore", CONFIG, weights, device="ascend", kv_format="bf16", max_step_tokens=64)
     reference = toy_executor("reference", CONFIG, weights)
-    got, wanted = ([runner.run(step).copy() for step in steps] for runner in (ascend, reference))
+    got, wanted = ([runner.run(step).logits.copy() for step in steps] for runner in (ascend, reference))
     return ascend, got, wanted
 
 
@@ -143,5 +143,5 @@ def test_pages_are_copied(stand_ins: StandIns) -> None:
     runner = toy_executor("mindspore", CONFIG, weights, device="ascend", kv_format="bf16")
     runner.run(plan_step([(prompt(20), 0, [2])]))
     runner.copy_pages(np.array([2], np.int32), np.array([6], np.int32))
-    first, second = (runner.run(plan_step([([4], 20, [page])])).copy() for page in (2, 6))
+    first, second = (runner.run(plan_step([([4], 20, [page])])).logits.copy() for page in (2, 6))
     np.testing.assert_array_equal(first, second)

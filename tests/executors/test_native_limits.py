@@ -36,9 +36,9 @@ def test_many_sequences_may_share_pages():
     executor = toy_executor("native", config, toy_weights(config), num_pages=NUM_PAGES, max_step_tokens=200)
     executor.randomize_pages(np.arange(NUM_PAGES, dtype=np.int32), seed=1)
     position = NUM_PAGES * PAGE_TOKENS - 1
-    together = executor.run(step_of_sharers(200, position)).copy()  # 600 stretches, of a cache of three
+    together = executor.run(step_of_sharers(200, position)).logits.copy()  # 600 stretches, of a cache of three
     assert np.isfinite(together).all()
-    alone = executor.run(step_of_sharers(1, position))
+    alone = executor.run(step_of_sharers(1, position)).logits
     np.testing.assert_array_equal(together[TOY.vocab_size :][:1], together[:1])  # the same token, the same result
     assert alone.shape == (1, TOY.vocab_size)
 

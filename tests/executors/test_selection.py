@@ -122,13 +122,13 @@ def test_all_choose_the_same_blocks(watched: list, rule: str, executor: str, hea
 def test_a_prompt_in_chunks_chooses_what_it_chooses_at_once(cache: tuple[str, str], rule: str) -> None:
     """To the last block and the last bit, wherever it is cut."""
     runner, tokens = toy("native", rule, kv_format=cache[0], activations=cache[1]), prompt()
-    logits = runner.run(plan_step([(tokens, 0, range(pages_for(LENGTH)))])).copy()
+    logits = runner.run(plan_step([(tokens, 0, range(pages_for(LENGTH)))])).logits.copy()
     wanted = runner.chosen_blocks()  # type: ignore[attr-defined]
     assert len(np.unique(wanted, axis=0)) > 5
     for sizes in (*((split, LENGTH - split) for split in SPLITS), (57,) * 7 + (1,), (64,) * 6 + (16,), (380, *(1,) * 20)):
         start, parts, blocks = 0, [], []
         for size in sizes:
-            parts.append(runner.run(plan_step([(tokens[start : start + size], start, PAGES)])).copy())
+            parts.append(runner.run(plan_step([(tokens[start : start + size], start, PAGES)])).logits.copy())
             blocks.append(runner.chosen_blocks())  # type: ignore[attr-defined]
             start += size
         np.testing.assert_array_equal(np.concatenate(blocks), wanted)

@@ -46,7 +46,7 @@ def go_on(runner: Executor, tokens: list[int], start: int, pages: list[int]) -> 
     """Logits of a sequence's tokens from `start` on: most of them in one step, the last three one by one."""
     cuts = [start, len(tokens) - 3, len(tokens) - 2, len(tokens) - 1, len(tokens)]
     steps = [plan_step([(tokens[a:b], a, pages)]) for a, b in pairwise(cuts)]
-    return np.concatenate([runner.run(step).copy() for step in steps])
+    return np.concatenate([runner.run(step).logits.copy() for step in steps])
 
 
 def alone(runner: Executor, tokens: list[int], start: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def toy(executor: str, sparse: SparseConfig | None, *, config: ModelConfig | Non
 
 
 def alone(runner: Executor, tokens: list[int], pages: object = None) -> np.ndarray:
-    return runner.run(plan_step([(tokens, 0, pages or range(pages_for(len(tokens))))])).copy()
+    return runner.run(plan_step([(tokens, 0, pages or range(pages_for(len(tokens))))])).logits.copy()
 
 
 def check(got: np.ndarray, wanted: np.ndarray) -> None:
@@ -129,7 +129,7 @@ def test_kernels_are_means_of_keys_as_they_are_stored(kv_format: str, executor: 
 def test_a_prompt_in_chunks_selects_what_it_selects_at_once(sizes: tuple[int, ...], executor: str, rule: str) -> None:
     runner, tokens, pages, start, parts = toy(executor, RULES[rule]), prompt(400), (3, 9, 5, 1, 12, 0, 7), 0, []
     for size in sizes:
-        parts.append(runner.run(plan_step([(tokens[start : start + size], start, pages)])).copy())
+        parts.append(runner.run(plan_step([(tokens[start : start + size], start, pages)])).logits.copy())
         start += size
     check(np.concatenate(parts), at_once(executor, rule))
 
@@ -144,7 +144,7 @@ def test_decoding_selects_what_the_prompt_selects(executor: str) -> None:
     runner, tokens = toy(executor, COARSE_TINY), prompt(330)
     wanted = alone(runner, tokens)
     runner.run(plan_step([(tokens[:250], 0, [8, 1, 9, 2, 10, 3])]))
-    got = [runner.run(plan_step([([tokens[i]], i, [8, 1, 9, 2, 10, 3])])).copy()[0] for i in range(250, 330)]
+    got = [runner.run(plan_step([([tokens[i]], i, [8, 1, 9, 2, 10, 3])])).logits.copy()[0] for i in range(250, 330)]
     check(np.array(got), wanted[250:])
 
 
@@ -156,7 +156,7 @@ def test_a_ragged_batch_is_each_sequence_alone(executor: str) -> None:
     runner = toy(executor, COARSE_TINY)
     runner.run(plan_step([(prompts[-1][:200], 0, pages[-1])]))
     parts = [(tokens, 0, own) for tokens, own in zip(prompts, pages, strict=True)][:-1]
-    together = runner.run(plan_step([*parts, (prompts[-1][200:], 200, pages[-1])])).copy()
+    together = runner.run(plan_step([*parts, (prompts[-1][200:], 200, pages[-1])])).logits.copy()
     wanted = [alone(toy(executor, COARSE_TINY), tokens) for tokens in prompts]
     wanted[-1] = wanted[-1][200:]
     check(together, np.concatenate(wanted))

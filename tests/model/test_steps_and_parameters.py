@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from minicpm4.errors import CheckpointError
-from minicpm4.model import PAGE_TOKENS, Step, assemble, pages_for, single_step
+from minicpm4.model import PAGE_TOKENS, Step, assemble, pages_for
 from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, bias_parameter, check_parameters, layer_parameter, parameter_shapes
+from minicpm4.model.step import single_step
 from tests.toy import plan_step, toy_config
 
 
@@ -22,8 +23,8 @@ def test_a_single_step() -> None:
     step = single_step(np.array([7, 8, 9]), start=63)
     assert step.positions_T.tolist() == step.slots_T.tolist() == [63, 64, 65]
     assert step.pages_SP.tolist() == [[0, 1]]
-    assert (step.starts_S1.tolist(), step.lengths_S.tolist(), step.wanted_R.tolist()) == ([0, 3], [66], [2])
-    assert single_step(np.array([7, 8, 9]), are_all_wanted=True).wanted_R.tolist() == [0, 1, 2]
+    assert (step.starts_S1.tolist(), step.lengths_S.tolist(), step.logit_rows_R.tolist()) == ([0, 3], [66], [2])
+    assert single_step(np.array([7, 8, 9]), are_all_wanted=True).logit_rows_R.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

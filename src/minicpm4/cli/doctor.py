@@ -22,11 +22,13 @@ OptionalExecutor = Annotated[
     str | None, o.option("--executor", help="An executor that is tried too: what it chooses on --device and why, and that it computes.")
 ]
 
+Device = Annotated[str, o.option("--device", help="Where the executor is tried: cpu, cuda (torch) or ascend (mindspore).")]
+
 
 def doctor(
     model: OptionalModel = None,
     executor: OptionalExecutor = None,
-    device: o.Device = "cpu",
+    device: Device = "cpu",
     offline: o.Offline = False,
     json: o.AsJson = False,
 ) -> None:

@@ -38,7 +38,7 @@ def show(tensors: ShowTensors = False, json: o.AsJson = False, *, load: LoadOpti
 def plan_if_possible(checkpoint: Checkpoint, load: LoadOptions) -> tuple[MemoryPlan | None, tuple[str, ...]]:
     """The plan, or none and why: a model can be shown where the executor that would run it cannot be loaded."""
     try:
-        return plan_load(load, checkpoint)[1], ()
+        return plan_load(load, checkpoint).memory, ()
     except UnsupportedError as error:
         return None, (f"no memory plan: {error}",)
 

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors import capabilities_of
+from minicpm4.executors import backend
 from minicpm4.hardware import cpu_name
 
 
 def show_version(is_wanted: bool) -> None:
     if is_wanted:
         try:
-            isas = ", ".join(sorted(isa for isa in capabilities_of("native").isas if isa))
+            isas = ", ".join(sorted(isa for isa in backend("native").capabilities.isas if isa))
         except UnsupportedError:
             isas = "cannot be loaded, see minicpm4 doctor"
         typer.echo(f"minicpm4 {version('minicpm4')} (native: {isas}; {cpu_name()})")

@@ -5,6 +5,7 @@ Measures the executor alone, with steps made here: no sampling, no text. `benchm
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 import shlex
@@ -16,23 +17,19 @@ from statistics import median
 import numpy as np
 
 from minicpm4.deploy.subject import Subject
-from minicpm4.engine import LoadOptions, resolve_options
+from minicpm4.engine import LoadOptions
+from minicpm4.engine.load import size_cache, wishes_of
 from minicpm4.engine.recipe import software_facts
 from minicpm4.engine.recipe import source_commit as source_commit  # benchmarks/engines, which also run older commits, look for it here
-from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
-from minicpm4.executors import (
-    Executor,
-    ExecutorOptions,
-    create_executor,
-    executor_module,
-    kernel_bytes_per_page,
-    kv_bytes_per_token,
-)
+from minicpm4.errors import CapacityError, ConfigError
+from minicpm4.executors import CacheSize, Executor, compressed_bytes_per_page, create_executor, kv_bytes_per_token, resolve_options
+from minicpm4.executors.base import BackendOptions
 from minicpm4.hardware import peak_memory
-from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for, single_step
+from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
 from minicpm4.model.sparse import count_attended
+from minicpm4.model.step import single_step
 
 Progress = Callable[[str], None]
 
@@ -132,32 +129,34 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
             f"the run needs {options.num_tokens} tokens of context, there are {min(context_length, subject.config.context_length)}",
             hint="raise -c, or lower --context, --prefill or --decode",
         )
-    executor_options, _ = resolve_options(
-        load, subject.config, context_length=context_length, num_pages=pages_for(context_length), formats=subject.formats
-    )
-    if load.repack_cache and subject.repack_file is None:
-        raise ConfigError("packed weights are kept of models, not of random weights", hint="leave out --repack-cache")
-    loaded_with = replace(executor_options, repack_file=subject.repack_file)
-    samples = measure(subject, load.executor, loaded_with, options=options, progress=progress)
+    if load.tile_cache and subject.tile_cache is None:
+        raise ConfigError("packed weights are kept of models, not of random weights", hint="leave out --tile-cache")
+    wishes = wishes_of(load, tile_cache=subject.tile_cache)
+    resolved, _ = resolve_options(load.executor, wishes, subject.config, formats=subject.formats)
+    cache, _ = size_cache(load, subject.config, context_length=context_length, num_pages=pages_for(context_length))
+    samples = measure(subject, load.executor, resolved, cache=cache, options=options, progress=progress)
+    threads = getattr(resolved, "threads", 1)
     progress("measuring the memory")
-    memory_rate = memory_bandwidth(executor_options.threads) if executor_options.device == "cpu" else None
+    memory_rate = memory_bandwidth(threads) if resolved.device == "cpu" else None
     first, count = (options.context, options.decode) if options.decode else (0, options.prefill)
-    attended = count_attended(executor_options.sparse, np.arange(first, first + count))
+    attended = count_attended(cache.sparse, np.arange(first, first + count))
     blocks_selected, blocks_total = attended.mean_blocks
-    kv_bytes = cache_bytes_read(subject.config, load.executor, options=executor_options, num_tokens=options.context + options.decode // 2)
+    kv_bytes = cache_bytes_read(
+        subject.config, load.executor, resolved, sparse=cache.sparse, num_tokens=options.context + options.decode // 2
+    )
     decode_rate = 1 / median(samples.decode) if samples.decode else None
     read_rate = decode_rate * (samples.weight_bytes + kv_bytes) / 1e9 if decode_rate else None
     return BenchResult(
         model=subject.name,
         executor=load.executor,
         isa=samples.isa,
-        device=executor_options.device,
-        cards=int(executor_options.device != "cpu"),
-        threads=executor_options.threads,
+        device=resolved.device,
+        cards=int(resolved.device != "cpu"),
+        threads=threads,
         format="+".join(sorted(subject.formats - {"f32"}) or ["f32"]),
-        activations=executor_options.activations,
-        prompt_activations=executor_options.prompt_activations,
-        kv_format=executor_options.kv_format,
+        activations=getattr(resolved, "activations", "f32"),
+        prompt_activations=getattr(resolved, "prompt_activations", "same"),
+        kv_format=resolved.kv_format,
         context=options.context,
         prompt_tokens=options.prefill,
         new_tokens=options.decode,
@@ -174,30 +173,32 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         peak_memory_mb=samples.peak_bytes / 1e6,
         load_seconds=samples.load_seconds,
         raw={"prefill_seconds": samples.prefill, "decode_seconds_per_token": samples.decode},
-        recipe=recipe(subject, load.executor, samples.isa, options=options, executor_options=executor_options),
+        recipe=recipe(subject, load.executor, samples.isa, options=options, resolved=resolved, cache=cache),
     )
 
 
-def cache_bytes_read(config: ModelConfig, executor: str, *, options: ExecutorOptions, num_tokens: int) -> int:
-    """Bytes of the cache that computing the last of so many tokens reads: what it attends to, and the kernels that it chooses by."""
-    sparse = options.sparse
+def cache_bytes_read(config: ModelConfig, executor: str, options: BackendOptions, *, sparse: SparseConfig | None, num_tokens: int) -> int:
+    """Bytes of the cache that computing the last of so many tokens reads: what it attends to, and the compressed keys that it chooses by."""
     attended = count_attended(sparse, np.arange(max(0, num_tokens - 1), num_tokens))
-    kernel_bytes = 0
+    compressed_bytes = 0
     if sparse is not None and num_tokens > sparse.dense_len:
-        kernel_bytes = kernel_bytes_per_page(config, sparse, executor=executor, kv_format=options.kv_format) * (num_tokens // PAGE_TOKENS)
-    return kv_bytes_per_token(config, options.kv_format) * attended.tokens_attended + kernel_bytes
+        page_bytes = compressed_bytes_per_page(config, sparse, executor=executor, kv_format=options.kv_format)
+        compressed_bytes = page_bytes * (num_tokens // PAGE_TOKENS)
+    return kv_bytes_per_token(config, options.kv_format) * attended.tokens_attended + compressed_bytes
 
 
-def measure(subject: Subject, executor: str, executor_options: ExecutorOptions, *, options: BenchOptions, progress: Progress) -> Samples:
+def measure(
+    subject: Subject, executor: str, resolved: BackendOptions, *, cache: CacheSize, options: BenchOptions, progress: Progress
+) -> Samples:
     """Loads the executor, measures after one short step that brings the weights near, closes it."""
     progress("loading")
     start = time.perf_counter()
-    runner = create_executor(executor, subject.config, subject.weights, options=executor_options, formats=subject.formats)
+    runner = create_executor(executor, subject.config, subject.weights, options=resolved, cache=cache, formats=subject.formats)
     load_seconds = time.perf_counter() - start
     try:
         runner.run(single_step(np.zeros(1, np.int32)))
         return Samples(
-            prefill=measure_prefill(runner, subject.config, max_rows=executor_options.max_step_tokens, options=options, progress=progress),
+            prefill=measure_prefill(runner, subject.config, max_rows=cache.max_step_tokens, options=options, progress=progress),
             decode=measure_decode(runner, subject.config, options=options, progress=progress),
             load_seconds=load_seconds,
             peak_bytes=peak_memory(),
@@ -216,7 +217,7 @@ def measure_prefill(runner: Executor, config: ModelConfig, *, max_rows: int, opt
         start = time.perf_counter()
         for first in range(0, len(tokens), max_rows):
             progress(f"prefill {repeat + 1}/{options.repeats}: {first} of {len(tokens)} tokens")
-            runner.run(single_step(tokens[first : first + max_rows], start=first))
+            runner.run(single_step(tokens[first : first + max_rows], start=first, numerics=runner.prompt_numerics))
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -232,7 +233,7 @@ def measure_decode(runner: Executor, config: ModelConfig, *, options: BenchOptio
         progress(f"decode {repeat + 1}/{options.repeats}")
         start = time.perf_counter()
         for index in range(options.decode):
-            runner.run(single_step(tokens[index : index + 1], start=options.context + index, is_prompt=False))
+            runner.run(single_step(tokens[index : index + 1], start=options.context + index))
         seconds.append((time.perf_counter() - start) / options.decode)
     return seconds
 
@@ -240,17 +241,19 @@ def measure_decode(runner: Executor, config: ModelConfig, *, options: BenchOptio
 def memory_bandwidth(threads: int) -> float | None:
     """Bytes a second that so many threads read from memory; None where the native executor, which measures it, cannot be loaded."""
     try:
-        return float(executor_module("native").read_bandwidth(threads))
-    except UnsupportedError:
+        return float(importlib.import_module("minicpm4.executors.native").read_bandwidth(threads))
+    except ImportError:
         return None
 
 
-def recipe(subject: Subject, executor: str, isa: str, *, options: BenchOptions, executor_options: ExecutorOptions) -> dict[str, object]:
+def recipe(
+    subject: Subject, executor: str, isa: str, *, options: BenchOptions, resolved: BackendOptions, cache: CacheSize
+) -> dict[str, object]:
     """What is needed to run it again; command: the shell's words, with everything that was chosen spelled out."""
-    chosen = asdict(options) | asdict(executor_options) | ({"isa": isa} if executor == "native" else {})
-    sparse_words = sparse_flags(executor_options.sparse, subject.config.sparse)
+    chosen = asdict(options) | asdict(resolved) | asdict(cache) | ({"isa": isa} if executor == "native" else {})
+    sparse_words = sparse_flags(cache.sparse, subject.config.sparse)
     flags = {"context_length": "ctx-size"}  # those that are not named as their fields
-    unsaid = ("num_pages", "max_step_tokens", "sparse")  # they follow from the others, or are said in flags of their own
+    unsaid = ("num_pages", "max_step_tokens", "sparse", "tile_cache")  # they follow from the others, or are said in flags of their own
     said = {flags.get(name, name.replace("_", "-")): value for name, value in chosen.items() if name not in unsaid and value is not None}
     words = [word for flag, value in said.items() for word in (f"--{flag}", str(value))]
     return {
@@ -266,6 +269,6 @@ def sparse_flags(sparse: SparseConfig | None, of_model: SparseConfig | None) -> 
     """The words that ask for this rule again; kernels and blocks are the model's own."""
     if sparse is None:
         return () if of_model is None else ("--no-sparse",)
-    numbers = {"--topk": sparse.topk, "--window": sparse.window_size, "--dense-len": sparse.dense_len}
+    numbers = {"--sparse-topk": sparse.topk, "--sparse-window": sparse.window_size, "--dense-len": sparse.dense_len}
     lse = "--coarse-lse" if sparse.has_coarse_lse else "--exact-lse"
     return ("--sparse", *(word for flag, value in numbers.items() for word in (flag, str(value))), lse)

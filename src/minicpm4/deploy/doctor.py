@@ -14,9 +14,10 @@ from minicpm4.checkpoint import Checkpoint, hash_files, open_checkpoint, resolve
 from minicpm4.deploy.random_weights import random_weights
 from minicpm4.engine import LoadProgress, read_text_side
 from minicpm4.errors import MiniCPMError
-from minicpm4.executors import EXECUTORS, ExecutorOptions, capabilities_of, create_executor
-from minicpm4.hardware import available_memory, cache_folder, cpu_name, num_cores
-from minicpm4.model import ModelConfig, PackedTensor, single_step
+from minicpm4.executors import EXECUTORS, CacheSize, Wishes, backend, create_executor, resolve_options
+from minicpm4.hardware import Choice, available_memory, cache_folder, cpu_name, num_cores
+from minicpm4.model import ModelConfig, PackedTensor
+from minicpm4.model.step import single_step
 from minicpm4.quant import dequantize
 
 SCAN_ELEMENTS = 1 << 22  # decoded at once
@@ -51,7 +52,7 @@ def check_machine() -> list[Check]:
 
 def check_executor(name: str) -> Check:
     try:
-        capabilities = capabilities_of(name)
+        capabilities = backend(name).capabilities
     except MiniCPMError as error:
         return Check(f"executor {name}", "wrong" if name == "native" else "note", str(error))
     isas = sorted(isa for isa in capabilities.isas if isa)
@@ -68,29 +69,35 @@ def check_executor(name: str) -> Check:
 def try_executor(name: str, *, device: str = "cpu") -> list[Check]:
     """What an executor chooses on a device, with reasons, and how far a small random model's logits there are from the reference's; also
     with prompts in bfloat16 where it does those by a unit of the CPU."""
-    kv_format = "f32" if device == "cpu" else "bf16"
-    options = ExecutorOptions(TRIAL.context_length, num_pages=4, max_step_tokens=64, kv_format=kv_format, device=device)
-    checks = run_trial(name, options)
-    if name == "native" and options.isa in capabilities_of(name).bf16_isas:
-        checks.append(run_trial(name, replace(options, prompt_activations="bf16"))[-1])
+    wishes = Wishes(kv_format="f32" if device == "cpu" else "bf16", device=device)
+    is_native = name == "native"
+    checks = run_trial(name, replace(wishes, activations="f32", prompt_activations="same") if is_native else wishes)
+    if is_native and None in backend(name).capabilities.bf16_isas:
+        checks.append(run_trial(name, replace(wishes, activations="f32", prompt_activations="bf16"))[-1])
     return checks
 
 
-def run_trial(name: str, options: ExecutorOptions) -> list[Check]:
+def run_trial(name: str, wishes: Wishes) -> list[Check]:
     what = f"executor {name}"
     weights, formats = random_weights(TRIAL, "q4_0", seed=0)
-    step = single_step(np.arange(TRIAL_TOKENS, dtype=np.int32), are_all_wanted=True)
+    tokens, cache = np.arange(TRIAL_TOKENS, dtype=np.int32), CacheSize(TRIAL.context_length, num_pages=4, max_step_tokens=64)
+
+    def logits_of(executor: str, wishes: Wishes) -> tuple[np.ndarray, tuple[Choice, ...]]:
+        options, _ = resolve_options(executor, wishes, TRIAL, formats=formats)
+        runner = create_executor(executor, TRIAL, weights, options=options, cache=cache, formats=formats)
+        step = single_step(tokens, num_logits=TRIAL_TOKENS, numerics=runner.prompt_numerics)
+        return runner.run(step).logits.copy(), runner.choices
+
     try:
-        runner = create_executor(name, TRIAL, weights, options=options, formats=formats)
-        logits = runner.run(step).copy()
+        logits, choices = logits_of(name, wishes)
     except MiniCPMError as error:
         return [Check(what, "wrong", str(error))]
-    reference = create_executor("reference", TRIAL, weights, options=replace(options, device="cpu"), formats=formats)
-    difference = float(np.abs(logits - reference.run(step)).max())
-    is_exact = options.kv_format == "f32" and options.prompt_activations == "same"
-    state: State = "ok" if difference < (NEAR_FLOAT32 if is_exact else NEAR_BFLOAT16) else "wrong"  # NaN is not near
-    trial = "a trial" if options.prompt_activations == "same" else "a trial with prompts in bfloat16"
-    checks = [Check(f"{what}: {choice.what}", "ok", f"{choice.value} ({choice.reason})") for choice in runner.choices]
+    wanted, _ = logits_of("reference", replace(wishes, device=None))
+    difference = float(np.abs(logits - wanted).max())
+    has_bf16 = wishes.prompt_activations == "bf16"
+    state: State = "ok" if difference < (NEAR_FLOAT32 if wishes.kv_format == "f32" and not has_bf16 else NEAR_BFLOAT16) else "wrong"
+    trial = "a trial with prompts in bfloat16" if has_bf16 else "a trial"
+    checks = [Check(f"{what}: {choice.what}", "ok", f"{choice.value} ({choice.reason})") for choice in choices]
     return [*checks, Check(f"{what}: {trial}", state, f"logits differ from the reference's by {difference:.1e}")]
 
 

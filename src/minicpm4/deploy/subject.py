@@ -10,8 +10,8 @@ from pathlib import Path
 from minicpm4.checkpoint import open_checkpoint, resolve
 from minicpm4.deploy.random_weights import SHAPES, random_weights, shape_config
 from minicpm4.engine import LoadOptions, LoadProgress
-from minicpm4.engine.load import repack_file, watched_loader
-from minicpm4.executors import WeightLoader
+from minicpm4.engine.load import tile_cache_of, watched_loader
+from minicpm4.executors.base import WeightLoader
 from minicpm4.model import ModelConfig
 
 
@@ -19,7 +19,7 @@ from minicpm4.model import ModelConfig
 class Subject:
     """formats: the storage formats that `weights` gives. flags: the options of `minicpm4 bench` that name it.
 
-    repack_file: where its packed weights are kept, None for nowhere.
+    tile_cache: the file that keeps its packed weights, None for nowhere.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Subject:
     weights: WeightLoader
     formats: frozenset[str]
     flags: tuple[str, ...]
-    repack_file: Path | None = None
+    tile_cache: Path | None = None
 
 
 @contextmanager
@@ -38,9 +38,11 @@ def checkpoint_subject(load: LoadOptions, *, progress: LoadProgress | None = Non
     with open_checkpoint(path) as checkpoint:
         weights, flags = (
             watched_loader(checkpoint, progress),
-            ("--model", str(path.resolve()), *(["--repack-cache"] if load.repack_cache else [])),
+            ("--model", str(path.resolve()), *(["--tile-cache"] if load.tile_cache else [])),
         )
-        yield Subject(checkpoint.name, checkpoint.config, weights, checkpoint.formats, flags, repack_file(checkpoint, load))
+        yield Subject(
+            checkpoint.name, checkpoint.config, weights, checkpoint.formats, flags, tile_cache_of(checkpoint) if load.tile_cache else None
+        )
 
 
 def random_subject(shape: str, format_name: str, *, context_length: int, seed: int) -> Subject:

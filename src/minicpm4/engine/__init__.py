@@ -2,19 +2,20 @@
 
 from minicpm4.engine.answer import Completion
 from minicpm4.engine.llm import LLM, Stream
-from minicpm4.engine.load import LoadOptions, LoadProgress, plan_load, read_text_side, resolve_options
+from minicpm4.engine.load import LoadPlan, LoadProgress, plan_load, read_text_side
 from minicpm4.engine.memory import MemoryPlan
+from minicpm4.engine.options import LoadOptions
 from minicpm4.engine.params import SamplingParams
 
 __all__ = [
     "LLM",
     "Completion",
     "LoadOptions",
+    "LoadPlan",
     "LoadProgress",
     "MemoryPlan",
     "SamplingParams",
     "Stream",
     "plan_load",
     "read_text_side",
-    "resolve_options",
 ]

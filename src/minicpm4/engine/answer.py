@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
 
-from minicpm4.engine.engine import Event, FinishReason, Times
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.request import Event, FinishReason, Times
 from minicpm4.engine.sampler import TokenLogprobs
 from minicpm4.errors import CheckpointError
 from minicpm4.model.config import SparseConfig
@@ -72,13 +73,13 @@ class Answer:
 
     def push(self, event: Event) -> None:
         self._times, self._reused_tokens, self.finish_reason = event.times, event.reused_tokens, event.finish_reason
-        text = ""
-        if event.token is not None:
-            self._token_ids.append(event.token)
-            text = self._stream.push(event.token)
-            if event.logprobs is not None:
-                self._logprobs.append(event.logprobs)
-        self._pieces.append(self._stops.push(text))
+        for token, logprobs in zip_longest(event.tokens, event.logprobs):
+            self._token_ids.append(token)
+            if logprobs is not None:
+                self._logprobs.append(logprobs)
+            self._pieces.append(self._stops.push(self._stream.push(token)))
+            if self._stops.is_stopped:
+                break
         if self.finish_reason is not None:
             self._pieces.append(self._stops.push(self._stream.finish()))
             self._pieces.append(self._stops.finish())

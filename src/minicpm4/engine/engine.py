@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Sized
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
+from minicpm4.engine.draft import Accepted, Draft, Drafter, choose
 from minicpm4.engine.params import SamplingParams
-from minicpm4.engine.sampler import ChosenToken, Sampler, TokenLogprobs
-from minicpm4.engine.scheduler import Part, Plan, Scheduler, Sequence, build_step
+from minicpm4.engine.request import Event, FinishReason, Request
+from minicpm4.engine.sampler import Sampler
+from minicpm4.engine.scheduler import Chunk, Plan, Scheduler, Sequence
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.errors import CapacityError, RequestError
-from minicpm4.executors import Executor
+from minicpm4.executors import Executor, StepResult
 from minicpm4.model import PAGE_TOKENS, pages_for
-
-FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Limits:
     """vocab_size, eos_ids: the model's. context_length: the most tokens of one sequence, prompt and answer.
 
     num_pages, max_step_tokens: those that the executor was made for. prefix_cache: whether full pages of what was computed are kept
-    for requests that begin alike, as long as nobody needs the pages. tells_prompts: whether the executor computes prompts otherwise than
-    generated tokens.
+    for requests that begin alike, as long as nobody needs the pages. shares_pages: whether the executor can share and copy pages
+    (`Capabilities.cache`); without, nothing is kept, and each sample computes its prompt.
     """
 
     vocab_size: int
@@ -36,7 +35,7 @@ class Limits:
     num_pages: int
     max_step_tokens: int
     prefix_cache: bool = True
-    tells_prompts: bool = False
+    shares_pages: bool = True
 
     @property
     def sequence_tokens(self) -> int:
@@ -44,59 +43,22 @@ class Limits:
         return min(self.context_length, self.num_pages * PAGE_TOKENS)
 
 
-@dataclass
-class Times:
-    """When a request was added, first scheduled, got its first and its newest token; seconds of a monotonic clock."""
-
-    added: float = field(default_factory=time.perf_counter)
-    started: float | None = None
-    first_token: float | None = None
-    newest_token: float | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a step brought for one request.
-
-    token: the new token of its answer; None where it ended without one, by a token that is not part of the answer or an error.
-    finish_reason: "stop" (the model's own end, or a stop token), "length" (max_tokens or the context), "error" (the
-    logits were not numbers), or None while it goes on. times: the request's, so far. reused_tokens: of its prompt, those that were
-    found in the cache.
-    """
-
-    request: int
-    token: int | None
-    logprobs: TokenLogprobs | None
-    finish_reason: FinishReason | None
-    times: Times
-    reused_tokens: int
-
-
-@dataclass
-class Running:
-    """A request on its way."""
-
-    sampler: Sampler
-    last_length: int  # tokens of prompt and answer when the answer is as long as it may get
-    ending_tokens: frozenset[int]
-    times: Times
-    reused_tokens: int = 0
-
-
 class Engine:
-    """Not for use from several threads at once."""
+    """Not for use from several threads at once: that is `engine.session`'s matter."""
 
-    def __init__(self, executor: Executor, limits: Limits) -> None:
+    def __init__(self, executor: Executor, limits: Limits, *, drafter: Drafter | None = None) -> None:
+        """drafter: guesses tokens, which are computed beside the last one of each request that decodes; answers stay the same."""
         self.limits = limits
         self.scheduler = Scheduler(
             num_pages=limits.num_pages,
             max_step_tokens=limits.max_step_tokens,
-            prefix_cache=limits.prefix_cache,
-            tells_prompts=limits.tells_prompts,
+            prefix_cache=limits.prefix_cache and limits.shares_pages,
         )
-        self._executor = executor
-        self._running: dict[int, Running] = {}
+        self._executor, self._drafter = executor, drafter
+        self._running: dict[int, Request] = {}
         self._next_request = 0
+        self._committed: list[tuple[int, Accepted]] = []  # and not reported yet
+        self._events: list[Event] = []
 
     def add(self, prompt: Sized[int], params: SamplingParams) -> list[int]:
         """Queues a request for each sample that params asks for, and returns their numbers; the prompt is computed once for all.
@@ -104,19 +66,18 @@ class Engine:
         RequestError, CapacityError where it could never run.
         """
         self._check(prompt, params)
-        own = frozenset() if params.ignore_eos else self.limits.eos_ids
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
         room = self.limits.sequence_tokens - len(prompt)
-        numbers = list(range(self._next_request, self._next_request + params.n))
-        self._next_request += params.n
-        for number, sample in zip(numbers, params.samples, strict=True):
-            self._running[number] = Running(
-                sampler=Sampler(sample, prompt),
-                last_length=len(prompt) + min(room, params.max_tokens or room),
-                ending_tokens=own | frozenset(params.stop_token_ids),
-                times=Times(),
-            )
-        self.scheduler.add(Sequence([*numbers], [*prompt]))
-        return numbers
+        last_length = len(prompt) + min(room, params.max_tokens or room)
+        first, self._next_request = self._next_request, self._next_request + params.n
+        requests = [
+            Request(number, Sampler(sample, prompt), len(prompt), last_length, ends)
+            for number, sample in enumerate(params.samples, start=first)
+        ]
+        self._running |= {request.number: request for request in requests}
+        for together in [requests] if self.limits.shares_pages else [[request] for request in requests]:
+            self.scheduler.add(Sequence(together, [*prompt], prompt_numerics=self._executor.prompt_numerics))
+        return [request.number for request in requests]
 
     def score(self, tokens: Sized[int], *, first: int = 1) -> Scores:
         """Scores tokens[first:] at once, on pages that are free; requests keep theirs. RequestError, CapacityError where it cannot be."""
@@ -137,11 +98,11 @@ class Engine:
                 f"scoring takes {needed} pages of the cache, {pool.num_free} are free",
                 hint="let the answers that run end first, or raise the cache (cache_tokens)",
             )
-        pages = pool.take(needed)
+        pages = pool.allocate(needed)
         try:
             return score_tokens(self._executor, tokens, pages=pages, first=first, step_tokens=self.limits.max_step_tokens)
         finally:
-            pool.give_back(reversed(pages))
+            pool.release(reversed(pages))
 
     def _check_vocabulary(self, tokens: Iterable[int]) -> None:
         size = self.limits.vocab_size
@@ -160,37 +121,43 @@ class Engine:
                 hint="shorten the prompt, or raise the context (-c, context_length) or the cache (cache_tokens)",
             )
 
-    def cancel(self, request: int) -> None:
+    def cancel(self, number: int) -> None:
         """Ends a request; pages that it alone held are free at once. A request that has ended already, or never was, is no error."""
-        if self._running.pop(request, None) is not None:
+        request = self._running.pop(number, None)
+        if request is not None:
             self.scheduler.remove(request)
 
     def step(self) -> list[Event]:
-        """Computes one step; an event for each request that got a token or ended. Empty where only parts of prompts ran.
+        """Computes one step; an event for each request that got tokens or ended. Empty where only chunks of prompts ran.
 
-        A step that fails, or is interrupted while it computes or chooses, has changed nothing: the next one computes the same
-        tokens into the same slots. Later than that, tokens whose events were lost are computed again as part of their sequence.
+        One transaction: a step that fails, or is interrupted while it computes or chooses, has changed nothing, and the next one computes
+        the same tokens into the same slots.
         """
-        plan = self.scheduler.plan()
-        if not plan.parts:
+        if self._committed:  # of a step that was interrupted after its commit
+            return self._report()
+        plan = self.scheduler.plan(self._draft if self._drafter else None)
+        if not plan.chunks:
             return []
-        self._note_start(plan.parts)
+        self._note_start(plan.chunks)
         self._copy_pages(plan)
-        choices = self._choose(plan.parts, self._executor.run(build_step(plan.parts)))
-        self.scheduler.note_written(plan.parts)
-        parts = self.scheduler.split(plan.parts)
-        events = [self._advance(part.sequence, choices) for part in parts if part.is_complete]
-        for part in parts:  # after the tokens: a running sequence always has something left to compute
-            part.sequence.num_cached += part.num_tokens
-        return events
+        accepted = self._sample(plan, self._executor.run(plan.step()))
+        self._keep_branches(plan, accepted)
+        self.scheduler.commit(plan, accepted)
+        self._committed += accepted.items()
+        return self._report()
 
-    def _note_start(self, parts: Iterable[Part]) -> None:
+    def _draft(self, sequence: Sequence, room: int) -> Draft | None:
+        [request] = sequence.requests
+        assert self._drafter is not None
+        left = min(room, request.last_length - len(sequence.tokens) - 1)  # the last token of an answer is never computed
+        return self._drafter.draft(request.number, sequence.tokens, left) if left > 0 else None
+
+    def _note_start(self, chunks: Iterable[Chunk]) -> None:
         now = time.perf_counter()
-        for part in parts:
-            for request in part.sequence.requests:
-                running = self._running[request]
-                if running.times.started is None:
-                    running.times.started, running.reused_tokens = now, part.sequence.num_cached
+        for chunk in chunks:
+            for request in chunk.sequence.requests:
+                if request.times.started is None:
+                    request.times.started, request.reused_tokens = now, chunk.sequence.num_cached
 
     def _copy_pages(self, plan: Plan) -> None:
         if plan.copies:
@@ -198,27 +165,51 @@ class Engine:
             self._executor.copy_pages(sources, targets)
             self.scheduler.note_copied()
 
-    def _choose(self, parts: Iterable[Part], logits: np.ndarray) -> dict[int, ChosenToken | None]:
-        """The next token of each request whose tokens are computed; samples of one prompt choose from the same logits."""
-        complete, peaks = [part.sequence.requests for part in parts if part.is_complete], self._executor.peaks
-        return {
-            request: self._running[request].sampler.choose(row, None if peaks is None else peaks[index])
-            for index, (requests, row) in enumerate(zip(complete, logits, strict=True))
-            for request in requests
-        }
+    def _sample(self, plan: Plan, result: StepResult) -> dict[int, Accepted]:
+        """What is chosen for each request whose tokens are computed; samples of one prompt choose from the same logits."""
+        accepted, row = {}, 0
+        for chunk in plan.chunks:
+            if chunk.is_complete:
+                for request in chunk.sequence.requests:
+                    accepted[request.number] = choose(request.sampler, chunk.draft, result, first_row=row, ends=request.ending_tokens)
+            row += chunk.num_logits
+        return accepted
 
-    def _advance(self, sequence: Sequence, choices: Mapping[int, ChosenToken | None]) -> Event:
-        [request] = sequence.requests
-        running, choice = self._running[request], choices[request]
-        times, reused = running.times, running.reused_tokens
+    def _keep_branches(self, plan: Plan, accepted: Mapping[int, Accepted]) -> None:
+        """Moves what was accepted of draft trees to where it would be without the rest."""
+        for chunk in plan.chunks:
+            if chunk.draft is not None and not chunk.draft.is_chain:
+                rows = np.array(chunk.kept_rows(accepted[chunk.sequence.requests[0].number]), np.int32)
+                pages = np.asarray(chunk.sequence.pages, np.int32)
+                self._executor.copy_slots(pages, start=chunk.sequence.num_cached, rows=rows)
+
+    def _report(self) -> list[Event]:
+        """The events of what was committed."""
+        while self._committed:
+            number, outcome = self._committed[0]
+            if number in self._running:
+                self._events.append(self._advance(self._running[number], outcome))
+            del self._committed[0]
+        events, self._events = self._events, []
+        return events
+
+    def _advance(self, request: Request, outcome: Accepted) -> Event:
+        """Notes in the request what its sequence has got already; ends it where its answer does."""
+        times = request.times
         times.newest_token = time.perf_counter()
         times.first_token = times.newest_token if times.first_token is None else times.first_token
-        if choice is None or choice.token in running.ending_tokens:
-            self.cancel(request)
-            return Event(request, None, None, "error" if choice is None else "stop", times, reused)
-        running.sampler.accept(choice.token)
-        sequence.tokens.append(choice.token)
-        is_last = len(sequence.tokens) >= running.last_length
-        if is_last:
-            self.cancel(request)
-        return Event(request, choice.token, choice.logprobs, "length" if is_last else None, times, reused)
+        request.sampler = outcome.sampler
+        chosen = [choice for choice in outcome.choices if choice is not None]
+        finish: FinishReason | None = "error" if outcome.choices[-1] is None else None
+        if finish is None and chosen[-1].token in request.ending_tokens:
+            finish = "stop"
+            chosen.pop()
+        request.length += len(chosen)
+        if finish is None and request.length >= request.last_length:
+            finish = "length"
+        if finish is None:
+            request.sampler.accept(chosen[-1].token)
+        else:
+            self.cancel(request.number)
+        logprobs = tuple(choice.logprobs for choice in chosen if choice.logprobs is not None)
+        return Event(request.number, tuple(choice.token for choice in chosen), logprobs, finish, times, request.reused_tokens)

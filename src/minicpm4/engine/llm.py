@@ -15,7 +15,8 @@ from typing import Any, Unpack, overload
 
 from minicpm4.engine.answer import Answer, Completion, check_numbers
 from minicpm4.engine.engine import Engine
-from minicpm4.engine.load import LoadedModel, LoadOptions, LoadProgress, load_model
+from minicpm4.engine.load import LoadedModel, LoadProgress, load_model
+from minicpm4.engine.options import LoadOptions
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.score import Scores
 from minicpm4.errors import RequestError
@@ -81,51 +82,11 @@ class LLM:
         self,
         model: str | os.PathLike[str] = "default",
         *,
-        executor: str = "native",
-        context_length: int | None = None,
-        cache_tokens: int | None = None,
-        threads: int | None = None,
-        activations: str = "auto",
-        prompt_activations: str = "auto",
-        kv_format: str = "auto",
-        isa: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        offline: bool = False,
-        space_prefix: bool | None = None,
-        repack_cache: bool = False,
-        sparse: bool | None = None,
-        topk: int | None = None,
-        window: int | None = None,
-        dense_len: int | None = None,
-        coarse_lse: bool | None = None,
-        prefix_cache: bool = True,
         progress: LoadProgress | None = None,
+        **options: Any,
     ) -> None:
-        """The arguments are those of `LoadOptions`; progress is told (what, bytes done, bytes in all) of downloads and loads."""
-        options = LoadOptions(
-            model=os.fspath(model) if isinstance(model, os.PathLike) else model,
-            executor=executor,
-            context_length=context_length,
-            cache_tokens=cache_tokens,
-            threads=threads,
-            activations=activations,
-            prompt_activations=prompt_activations,
-            kv_format=kv_format,
-            isa=isa,
-            device=device,
-            revision=revision,
-            offline=offline,
-            space_prefix=space_prefix,
-            repack_cache=repack_cache,
-            sparse=sparse,
-            topk=topk,
-            window=window,
-            dense_len=dense_len,
-            coarse_lse=coarse_lse,
-            prefix_cache=prefix_cache,
-        )
-        self._adopt(load_model(options, progress))
+        """model, options: the fields of `LoadOptions`. progress: told (what, bytes done, bytes in all) of downloads and loads."""
+        self._adopt(load_model(LoadOptions(model=os.fspath(model), **options), progress))
 
     @classmethod
     def from_options(cls, options: LoadOptions, *, progress: LoadProgress | None = None) -> LLM:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from minicpm4.checkpoint import Checkpoint
 from minicpm4.errors import CapacityError, ConfigError
-from minicpm4.executors import executor_module, kernel_bytes_per_page, kv_bytes_per_token
+from minicpm4.executors import backend, compressed_bytes_per_page, kv_bytes_per_token
+from minicpm4.executors.base import BackendOptions
 from minicpm4.model import PAGE_TOKENS, ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
 
@@ -47,23 +48,22 @@ def plan_memory(
     config: ModelConfig,
     *,
     executor: str,
-    kv_format: str,
-    device: str = "cpu",
+    options: BackendOptions,
     context_length: int | None = None,
     cache_tokens: int | None = None,
     sparse: SparseConfig | None = None,
 ) -> MemoryPlan:
     """The plan for these wishes; None means the model's own context, or as much of it as fits, and a cache of one context.
 
-    config, sparse: those that will run, which may reach further than the checkpoint's own config.
+    options: of the executor. config, sparse: those that will run, which may reach further than the checkpoint's own config.
     ConfigError for sizes that cannot be; CapacityError where the plan does not fit the device's free memory, with the numbers;
     UnsupportedError where the executor or the device is not there to be asked.
     """
-    module = executor_module(executor)
-    page_bytes = kernel_bytes_per_page(config, sparse, executor=executor, kv_format=kv_format)
-    token_bytes = kv_bytes_per_token(config, kv_format) + -(-page_bytes // PAGE_TOKENS)
-    weight_bytes = sum(module.weight_bytes(info.format, info.shape) for info in checkpoint.tensors.values())
-    available = module.free_memory(device)
+    chosen = backend(executor)
+    page_bytes = compressed_bytes_per_page(config, sparse, executor=executor, kv_format=options.kv_format)
+    token_bytes = kv_bytes_per_token(config, options.kv_format) + -(-page_bytes // PAGE_TOKENS)
+    weight_bytes = sum(chosen.weight_bytes(info.format, info.shape, options) for info in checkpoint.tensors.values())
+    available = chosen.free_memory(options)
     room = None if available is None else max(0, available - weight_bytes - SPARE) // token_bytes
     context, reason = choose_context(config, asked=context_length, cache_tokens=cache_tokens, room=room)
     tokens = max(PAGE_TOKENS, context if cache_tokens is None else cache_tokens)

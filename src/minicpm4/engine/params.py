@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any
 
-from minicpm4.errors import MiniCPMError, RequestError
+from minicpm4.errors import RequestError
+from minicpm4.fields import check_number, check_options, option
 
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 4096
@@ -36,22 +36,24 @@ class SamplingParams:
     n: how many answers to sample for one prompt, which is computed once. Sample i of them is what seed + i gives alone.
     """
 
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    max_tokens: int | None = option(None, "The most tokens to answer with.", within=(1, 1 << 31), flags=("-n", "--max-tokens"))
+    temperature: float = option(0.0, "0 always takes the likeliest token.", within=(0, 100), flags=("--temp",))
+    top_k: int = option(0, "Sample among so many likeliest tokens; 0 for all.", within=(0, 1 << 31))
+    top_p: float = option(1.0, "Sample among the likeliest tokens of so much probability.", within=(0, 1), excludes_low=True)
+    min_p: float = option(0.0, "Drop tokens less likely than this share of the likeliest.", within=(0, 1))
+    seed: int | None = option(None, "The same seed gives the same text.", within=(0, (1 << 64) - 1))
+    repetition_penalty: float = option(
+        1.0, "More than 1 makes tokens seen before less likely.", within=(0, 100), excludes_low=True, flags=("--repeat-penalty",)
+    )
+    presence_penalty: float = option(0.0, "Subtracted from tokens that the answer holds.", within=(-100, 100))
+    frequency_penalty: float = option(0.0, "Subtracted for each time that the answer holds a token.", within=(-100, 100))
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    skip_special_tokens: bool = True
-    n: int = 1
+    ignore_eos: bool = option(False, "Go on past the model's own end.")
+    logprobs: int | None = option(None, "How many likeliest alternatives to report with each token.", within=(0, MAX_LOGPROBS))
+    skip_special_tokens: bool = option(True, "Leave control tokens out of the text.")
+    n: int = option(1, "How many answers to sample.", within=(1, MAX_SAMPLES))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", as_tuple("stop", (self.stop,) if isinstance(self.stop, str) else self.stop))
@@ -61,25 +63,12 @@ class SamplingParams:
                 f"logit_bias is {self.logit_bias!r:.80}, expected an object", hint="give a bias for each token id: {42: -1.5}"
             )
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        check_number("max_tokens", self.max_tokens, (1, 1 << 31), is_whole=True, is_optional=True)
-        check_number("temperature", self.temperature, (0, 100))
-        check_number("top_k", self.top_k, (0, 1 << 31), is_whole=True)
-        check_number("top_p", self.top_p, (0, 1), excludes_low=True)
-        check_number("min_p", self.min_p, (0, 1))
-        check_number("seed", self.seed, (0, (1 << 64) - 1), is_whole=True, is_optional=True)
-        check_number("repetition_penalty", self.repetition_penalty, (0, 100), excludes_low=True)
-        for name in ("presence_penalty", "frequency_penalty"):
-            check_number(name, getattr(self, name), (-100, 100))
-        check_number("logprobs", self.logprobs, (0, MAX_LOGPROBS), is_whole=True, is_optional=True)
-        check_number("n", self.n, (1, MAX_SAMPLES), is_whole=True)
-        for name in ("ignore_eos", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} is {getattr(self, name)!r:.80}, expected True or False", hint=f"correct {name}")
+        check_options(self, error=RequestError)
         for token, bias in self.logit_bias.items():
-            check_number("a token of logit_bias", token, (0, 1 << 31), is_whole=True)
-            check_number("a value of logit_bias", bias, (-1e4, 1e4))
+            check_number("a token of logit_bias", token, (0, 1 << 31), is_whole=True, error=RequestError)
+            check_number("a value of logit_bias", bias, (-1e4, 1e4), error=RequestError)
         for token in self.stop_token_ids:
-            check_number("a stop token", token, (0, 1 << 31), is_whole=True)
+            check_number("a stop token", token, (0, 1 << 31), is_whole=True, error=RequestError)
         are_texts = all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop)
         if len(self.stop) > MAX_STOPS or not are_texts:
             raise RequestError(
@@ -96,41 +85,9 @@ class SamplingParams:
         seeds = [None if self.seed is None else (int(self.seed) + i) % (1 << 64) for i in range(self.n)]
         return [self.replace(n=1, seed=seed) for seed in seeds]
 
-    @property
-    def changes_logits(self) -> bool:
-        """Whether logits are edited before a token is chosen."""
-        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
-
 
 def as_tuple(name: str, values: object) -> tuple[Any, ...]:
     """RequestError unless there are values to take one by one."""
     if not isinstance(values, Iterable):
         raise RequestError(f"{name} is {values!r:.80}, expected a list", hint=f"correct {name}")
     return tuple(values)
-
-
-def check_number(
-    name: str,
-    value: object,
-    within: tuple[float, float],
-    *,
-    is_whole: bool = False,
-    is_optional: bool = False,
-    excludes_low: bool = False,
-    error: type[MiniCPMError] = RequestError,
-) -> None:
-    """The error unless the value is a number from the first to the second of `within`, above the first where that is excluded.
-
-    numpy's numbers count as such.
-    """
-    low, high = within
-    if value is None and is_optional:
-        return
-    if isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool):
-        number = int(value) if isinstance(value, Integral) else float(value)
-        if low <= number <= high and not (excludes_low and number == low):  # false for NaN
-            return
-    kind = "a whole number" if is_whole else "a number"
-    low_text, high_text = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in within)
-    span = f"above {low_text} and at most {high_text}" if excludes_low else f"from {low_text} to {high_text}"
-    raise error(f"{name} is {value!r:.80}, expected {kind} {span}", hint=f"correct {name}")

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm4.engine.scheduler import Part, Sequence, build_step
 from minicpm4.executors import Executor
-from minicpm4.model import pages_for
+from minicpm4.model import Segment, make_step
 
 SCORED_ROWS = 256  # of one step: their logits are in memory together, 75 MB for MiniCPM4's vocabulary
 
@@ -31,18 +30,17 @@ def score_tokens(executor: Executor, tokens: Sized[int], *, pages: Sized[int], f
     pages: of the cache, for all tokens but the last; nobody else's, and the caller's again after. step_tokens: the most of one step.
     """
     assert 1 <= first < len(tokens), f"tokens {first} to {len(tokens)} are to be scored"
-    sequence = Sequence([], list(tokens))
     logprobs, likeliest = list[np.ndarray](), list[np.ndarray]()
-    while sequence.num_waiting > 1:  # nothing follows the last token
-        start = sequence.num_cached
-        count = min(step_tokens, SCORED_ROWS, sequence.num_waiting - 1)
-        sequence.pages = list(pages[: pages_for(start + count)])
-        wanted_R = np.arange(min(count, max(0, first - 1 - start)), count, dtype=np.int32)
-        logits_RV = executor.run(replace(build_step([Part(sequence, count, is_prompt=True, is_complete=False)]), wanted_R=wanted_R))
-        if len(wanted_R):
-            logprobs.append(logprobs_of_targets(logits_RV, np.array(tokens)[start + 1 + wanted_R]))
+    end = len(tokens) - 1  # nothing follows the last token
+    for start in range(0, end, min(step_tokens, SCORED_ROWS)):
+        chunk = tokens[start : min(end, start + min(step_tokens, SCORED_ROWS))]
+        num_logits = min(len(chunk), max(0, start + len(chunk) + 1 - first))
+        segment = Segment(tokens=chunk, start=start, pages=pages, num_logits=num_logits, numerics=executor.prompt_numerics)
+        logits_RV = executor.run(make_step([segment])).logits
+        if num_logits:
+            last = start + len(chunk) + 1
+            logprobs.append(logprobs_of_targets(logits_RV, np.array(tokens[last - num_logits : last])))
             likeliest.append(logits_RV.argmax(axis=-1))
-        sequence.num_cached += count
     return Scores(np.concatenate(logprobs), np.concatenate(likeliest))
 
 

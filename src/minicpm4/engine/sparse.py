@@ -1,4 +1,4 @@
-"""Whether attention is sparse, by what rule, and why: from what the user wishes, the model is made for."""
+"""Whether attention is sparse, by what rule, and why: from what the user asks for and the model is made for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minicpm4.model.config import SparseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseWishes:
+class SparseOverrides:
     """is_on: True or False where it was asked for, None for what the model is made for. The others change the model's rule, None
     leaves it: topk, window_size, dense_len, has_coarse_lse (see `SparseConfig`)."""
 
@@ -27,19 +27,21 @@ class SparseWishes:
         return {name: value for name, value in vars(self).items() if name != "is_on" and value is not None}
 
 
-def choose_sparse(wishes: SparseWishes, config: ModelConfig, *, context_length: int) -> tuple[SparseConfig | None, tuple[Choice, ...]]:
+def choose_sparse(
+    overrides: SparseOverrides, config: ModelConfig, *, context_length: int
+) -> tuple[SparseConfig | None, tuple[Choice, ...]]:
     """The rule, None where all attention is dense, and the choice that was made; none for a model that knows dense attention alone.
 
-    ConfigError for wishes that contradict each other.
+    ConfigError for overrides that contradict each other.
     """
-    is_asked = wishes.is_on is True or (wishes.is_on is None and config.sparse is not None and bool(wishes.changes))
-    if wishes.changes and not is_asked:
-        hint = "leave out the one or the other" if wishes.is_on is False else "this model is not made for sparse attention; add --sparse"
-        raise ConfigError(f"{', '.join(wishes.changes)} of sparse attention was asked for, but attention is dense", hint=hint)
+    is_asked = overrides.is_on is True or (overrides.is_on is None and config.sparse is not None and bool(overrides.changes))
+    if overrides.changes and not is_asked:
+        hint = "leave out the one or the other" if overrides.is_on is False else "this model is not made for sparse attention; add --sparse"
+        raise ConfigError(f"{', '.join(overrides.changes)} of sparse attention was asked for, but attention is dense", hint=hint)
     if config.sparse is None and not is_asked:
         return None, ()
-    rule = replace(config.sparse or SparseConfig(), **wishes.changes)  # type: ignore[arg-type]
-    if wishes.is_on is False:
+    rule = replace(config.sparse or SparseConfig(), **overrides.changes)  # type: ignore[arg-type]
+    if overrides.is_on is False:
         return None, (Choice("attention", "dense", "asked for"),)
     if context_length <= rule.dense_len:
         return None, (

@@ -1,27 +1,17 @@
 """Executors: one folder each, all running the same forward pass. `reference` is the truth, `native` the default."""
 
-from minicpm4.executors.base import (
-    EXECUTORS,
-    Capabilities,
-    Executor,
-    ExecutorOptions,
-    WeightLoader,
-    capabilities_of,
-    create_executor,
-    executor_module,
-    kernel_bytes_per_page,
-    kv_bytes_per_token,
-)
+from minicpm4.executors.backend import Wishes, backend, compressed_bytes_per_page, create_executor, kv_bytes_per_token, resolve_options
+from minicpm4.executors.base import EXECUTORS, CacheSize, Executor, StepResult
 
 __all__ = [
     "EXECUTORS",
-    "Capabilities",
+    "CacheSize",
     "Executor",
-    "ExecutorOptions",
-    "WeightLoader",
-    "capabilities_of",
+    "StepResult",
+    "Wishes",
+    "backend",
+    "compressed_bytes_per_page",
     "create_executor",
-    "executor_module",
-    "kernel_bytes_per_page",
     "kv_bytes_per_token",
+    "resolve_options",
 ]

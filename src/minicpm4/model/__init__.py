@@ -3,7 +3,7 @@
 from minicpm4.model.config import ModelConfig
 from minicpm4.model.forward import forward
 from minicpm4.model.model import Model, assemble
-from minicpm4.model.step import PAGE_TOKENS, Step, pages_for, single_step
+from minicpm4.model.step import PAGE_TOKENS, Segment, Step, make_step, pages_for
 from minicpm4.model.tensors import STORAGE_FORMATS, PackedTensor
 
 __all__ = [
@@ -12,9 +12,10 @@ __all__ = [
     "Model",
     "ModelConfig",
     "PackedTensor",
+    "Segment",
     "Step",
     "assemble",
     "forward",
+    "make_step",
     "pages_for",
-    "single_step",
 ]

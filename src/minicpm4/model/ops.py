@@ -4,7 +4,7 @@ Knows shapes and meanings only. An `Array` is whatever the executor computes wit
 program); a `Weight` is a parameter in whatever form the executor keeps it.
 """
 
-# T rows (tokens), R wanted rows, K in features, N out features, H query heads, G kv heads, D head dim, V vocabulary
+# T rows (tokens), R rows that give logits, K in features, N out features, H query heads, G kv heads, D head dim, V vocabulary
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StepInputs(Protocol[Read]):
     def positions_T(self) -> Read: ...
 
     @property
-    def wanted_R(self) -> Read: ...
+    def logit_rows_R(self) -> Read: ...
 
 
 class Ops(Protocol[Array, Kept]):

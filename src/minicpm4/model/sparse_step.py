@@ -17,11 +17,6 @@ from minicpm4.model.sparse import COARSE, is_sparse, kernel_place, num_kernels
 from minicpm4.model.step import PAGE_TOKENS, Step
 
 
-def sequences_of_rows(step: Step) -> np.ndarray:
-    """The sequence that each row belongs to, int [T]."""
-    return np.repeat(np.arange(len(step.lengths_S)), np.diff(step.starts_S1))
-
-
 def places_per_page(sparse: SparseConfig, *, times: int = 1) -> int:
     """Kernels that end in a page, at most: the size of the store beside it."""
     return max(1, sparse.kernels_per_block // times)
@@ -50,7 +45,7 @@ class SparseStep:
 def plan_sparse(sparse: SparseConfig, step: Step) -> SparseStep:
     is_dense_T = ~is_sparse(sparse, step.positions_T)
     return SparseStep(
-        num_dense_S=np.bincount(sequences_of_rows(step)[is_dense_T], minlength=len(step.lengths_S)),
+        num_dense_S=np.bincount(step.sequences_T[is_dense_T], minlength=len(step.lengths_S)),
         kernels=new_kernels(sparse, step),
         coarse=new_kernels(sparse, step, times=COARSE) if sparse.has_coarse_lse else None,
     )
@@ -60,7 +55,7 @@ def new_kernels(sparse: SparseConfig, step: Step, *, times: int = 1) -> NewKerne
     """times: COARSE for the coarse ones."""
     size, stride = times * sparse.kernel_size, times * sparse.kernel_stride
     rows_W = np.flatnonzero((step.positions_T + 1 >= size) & ((step.positions_T + 1 - size) % stride == 0))
-    sequences_W, lasts_W = sequences_of_rows(step)[rows_W], step.positions_T[rows_W]
+    sequences_W, lasts_W = step.sequences_T[rows_W], step.positions_T[rows_W]
     positions_WK = lasts_W[:, None] + np.arange(1 - size, 1)
     places_W = lasts_W % PAGE_TOKENS // stride
     return NewKernels(

@@ -14,9 +14,10 @@ from mindspore import Parameter, Tensor, ops
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors.base import ExecutorOptions, WeightLoader
+from minicpm4.executors.base import CacheSize, WeightLoader
 from minicpm4.executors.mindspore.graph import GraphWriter, Rows
 from minicpm4.executors.mindspore.ops import ADD, GATHER, JOIN, RESHAPE, PortableOps
+from minicpm4.executors.mindspore.options import MindSporeOptions
 from minicpm4.executors.mindspore.rows import NamedStep
 from minicpm4.hardware import Choice
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
@@ -85,11 +86,11 @@ class AscendOps(PortableOps):
 class AscendDevice:
     """Owns nothing that the graph does not see: weights and cache are its parameters."""
 
-    def __init__(self, config: ModelConfig, options: ExecutorOptions) -> None:
-        check_options(options)
+    def __init__(self, config: ModelConfig, options: MindSporeOptions, cache: CacheSize) -> None:
+        check_options(options, cache)
         use_ascend()
         self.config = config
-        shape = (options.num_pages + 1, PAGE_TOKENS, config.num_kv_heads, config.head_dim)  # the last page is for padding rows
+        shape = (cache.num_pages + 1, PAGE_TOKENS, config.num_kv_heads, config.head_dim)  # the last page is for padding rows
         self.keys, self.values = (
             tuple(zeros(f"{name}.{layer}", shape) for layer in range(config.num_layers)) for name in ("keys", "values")
         )
@@ -131,8 +132,8 @@ def zeros(name: str, shape: tuple[int, ...]) -> Parameter:
     return Parameter(Tensor(np.zeros(shape, np.float32)).astype(DTYPE), name=name, requires_grad=False)
 
 
-def check_options(options: ExecutorOptions) -> None:
-    if options.sparse is not None:
+def check_options(options: MindSporeOptions, cache: CacheSize) -> None:
+    if cache.sparse is not None:
         raise UnsupportedError("on Ascend the MindSpore executor attends densely", hint="add --no-sparse, or use --device cpu")
     if options.kv_format != "bf16":
         raise UnsupportedError(f"on Ascend keys and values are kept in bf16, not {options.kv_format}", hint="add --kv-format bf16")

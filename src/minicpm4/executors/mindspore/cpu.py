@@ -18,10 +18,11 @@ from mindspore import Tensor, ops
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
-from minicpm4.executors.base import ExecutorOptions, WeightLoader
+from minicpm4.executors.base import CacheSize, WeightLoader
 from minicpm4.executors.cpu_kernels import choose_isa, native_rule
 from minicpm4.executors.mindspore.graph import GraphWriter, Rows
 from minicpm4.executors.mindspore.ops import ADD, MULTIPLY, PortableOps
+from minicpm4.executors.mindspore.options import MindSporeOptions
 from minicpm4.executors.mindspore.rows import NamedStep
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig, Step
@@ -89,21 +90,21 @@ class CpuDevice:
     """Owns the packed matrices and the cache. MindSpore keeps what a graph has seen, so that a graph sees addresses alone, and the memory
     goes with this object."""
 
-    def __init__(self, config: ModelConfig, options: ExecutorOptions) -> None:
+    def __init__(self, config: ModelConfig, options: MindSporeOptions, size: CacheSize) -> None:
         use_one_thread()
         isa = choose_isa(options.isa)
         self.isa, self.team = isa.value, shared_team(options.threads)
         self.attention = _native.AttentionHandle(
             isa.value,
             self.team,
-            max_rows=options.max_step_tokens,
-            num_pages=options.num_pages,
+            max_rows=size.max_step_tokens,
+            num_pages=size.num_pages,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             kv_format=options.kv_format,
-            sparse=None if options.sparse is None else native_rule(options.sparse),
+            sparse=None if size.sparse is None else native_rule(size.sparse),
         )
         self.arena, self.packers = _native.Arena(), _native.Team(1)
         self.operation = cache(custom)
@@ -132,7 +133,9 @@ class CpuDevice:
     def check(self, step: Step) -> None:
         """ValueError where a step would leave the memory."""
         s = step
-        self.attention.check(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, self.config.vocab_size)
+        self.attention.check(
+            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, self.config.vocab_size
+        )
 
     def has_past(self, step: Step) -> bool:
         """In any case: our kernels read all tokens from the cache."""

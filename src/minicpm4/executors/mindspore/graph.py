@@ -67,10 +67,10 @@ class GraphWriter:
         self.lines.append(f"{names} = {self.name_of(operation)}({', '.join(arguments)})")
         return names
 
-    def compiled(self, inputs: Sequence[str], result: str) -> Callable[..., Tensor]:
+    def compiled(self, inputs: Sequence[str], results: Sequence[str]) -> Callable[..., Any]:
         """The function of these inputs; MindSpore compiles it when it is called first, and needs its source until then."""
         name = f"minicpm4_graph_{next(NUMBERS)}"
-        body = "".join(f"    {line}\n" for line in (*self.lines, f"return {result}"))
+        body = "".join(f"    {line}\n" for line in (*self.lines, f"return {', '.join(results)}"))
         source = f"def {name}({', '.join(inputs)}):\n{body}"
         return CompiledLater(name, source, self.objects)
 

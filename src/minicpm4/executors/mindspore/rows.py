@@ -3,7 +3,7 @@
 Knows sizes, and what padding is; does not know what is computed.
 """
 
-# T padded rows, R padded wanted rows, W pages of the longest sequence that there may be
+# T padded rows, R padded rows of logits, W pages of the longest sequence that there may be
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mindspore import Tensor
 
 from minicpm4.executors.mindspore.graph import Rows
 from minicpm4.model import PAGE_TOKENS, Step
-from minicpm4.model.sparse_step import sequences_of_rows
 
 SIZES = (1, 8, 64)  # padded numbers of rows, below the most that a step may have
 
@@ -23,15 +22,15 @@ SIZES = (1, 8, 64)  # padded numbers of rows, below the most that a step may hav
 class PaddedStep:
     """A step's arrays, int32, and how many of them are real; see `model.step.Step`. A graph's inputs have these names, in this order.
 
-    num_tokens, num_wanted: how many are real, [1] each. There are as many sequences as rows: those past the step's have no tokens.
+    num_tokens, num_logits: how many are real, [1] each. There are as many sequences as rows: those past the step's have no tokens.
     slots_T: of padding rows, the first of the page after the cache's last. sequences_T: the sequence that a row belongs to.
     """
 
     tokens_T: np.ndarray
     positions_T: np.ndarray
-    wanted_R: np.ndarray
+    logit_rows_R: np.ndarray
     num_tokens: np.ndarray
-    num_wanted: np.ndarray
+    num_logits: np.ndarray
     slots_T: np.ndarray
     starts_T1: np.ndarray
     lengths_T: np.ndarray
@@ -43,8 +42,8 @@ class PaddedStep:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Padded rows, and padded wanted rows."""
-        return len(self.tokens_T), len(self.wanted_R)
+        """Padded rows, and padded rows of logits."""
+        return len(self.tokens_T), len(self.logit_rows_R)
 
 
 INPUTS = tuple(field.name for field in fields(PaddedStep))
@@ -59,13 +58,13 @@ class NamedStep:
 
     tokens_T: Rows
     positions_T: Rows
-    wanted_R: Rows
+    logit_rows_R: Rows
     has_past: bool
 
     @classmethod
-    def of(cls, num_rows: int, num_wanted: int, *, has_past: bool) -> NamedStep:
+    def of(cls, num_rows: int, num_logits: int, *, has_past: bool) -> NamedStep:
         tokens, positions = (Rows(name, num_rows, 1, "num_tokens") for name in ("tokens_T", "positions_T"))
-        return cls(tokens, positions, Rows("wanted_R", num_wanted, 1, "num_wanted"), has_past)
+        return cls(tokens, positions, Rows("logit_rows_R", num_logits, 1, "num_logits"), has_past)
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,14 @@ class Padder:
         return PaddedStep(
             tokens_T=padded(step.tokens_T, rows),
             positions_T=padded(step.positions_T, rows),
-            wanted_R=padded(step.wanted_R, self.size(len(step.wanted_R))),
+            logit_rows_R=padded(step.logit_rows_R, self.size(len(step.logit_rows_R))),
             num_tokens=np.array([len(step.tokens_T)], np.int32),
-            num_wanted=np.array([len(step.wanted_R)], np.int32),
+            num_logits=np.array([len(step.logit_rows_R)], np.int32),
             slots_T=padded(step.slots_T, rows, fill=self.num_pages * PAGE_TOKENS),
             starts_T1=padded(step.starts_S1, rows + 1, fill=len(step.tokens_T)),
             lengths_T=padded(step.lengths_S, rows),
             pages_TW=pages_TW,
-            sequences_T=padded(sequences_of_rows(step), rows),
+            sequences_T=padded(step.sequences_T, rows),
         )
 
 

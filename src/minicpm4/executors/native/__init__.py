@@ -1,6 +1,7 @@
 """The default executor on a CPU: the forward pass recorded once and replayed in C++ (native/)."""
 
-from minicpm4.executors.cpu_kernels import weight_bytes
-from minicpm4.executors.native.executor import CAPABILITIES, NativeExecutor, create, free_memory, read_bandwidth
+from minicpm4.executors.native.backend import BACKEND
+from minicpm4.executors.native.executor import NativeExecutor, read_bandwidth
+from minicpm4.executors.native.options import NativeOptions
 
-__all__ = ["CAPABILITIES", "NativeExecutor", "create", "free_memory", "read_bandwidth", "weight_bytes"]
+__all__ = ["BACKEND", "NativeExecutor", "NativeOptions", "read_bandwidth"]

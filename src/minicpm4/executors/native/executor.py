@@ -12,34 +12,20 @@ import numpy as np
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError
-from minicpm4.executors.base import AS_CACHE, Capabilities, ExecutorOptions, Peaks, WeightLoader
+from minicpm4.executors.base import BlockMaxima, CacheSize, StepResult, WeightLoader
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
+from minicpm4.executors.native.options import CODE_BYTES, NativeOptions
 from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
 from minicpm4.executors.native.schedule import Phase, add_encoding, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
-from minicpm4.hardware import Choice, available_memory
+from minicpm4.hardware import Choice
 from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
 from minicpm4.model.parameters import parameter_shapes
-from minicpm4.quant import KV_FORMATS, dequantize
+from minicpm4.quant import dequantize
 from minicpm4.quant.activations import meets_bf16
 
 VECTOR_OPS = ("rms_norm", "rms_norm_heads", "add_bias")  # whose weight is a vector
-CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
-CAPABILITIES = Capabilities(
-    weight_formats=frozenset(STORAGE_FORMATS),
-    kv_formats=frozenset(KV_FORMATS),
-    activations=frozenset(CODE_BYTES),
-    devices=frozenset(("cpu",)),
-    isas=frozenset((None, *USABLE_ISAS)),
-    bf16_isas=frozenset(isa for isa in (None, *USABLE_ISAS) if _native.has_bf16_matrices(isa or USABLE_ISAS[0])),
-    keeps_packed=True,
-    kernel_format=AS_CACHE,
-)
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that can be allocated; None where the system does not say."""
-    return available_memory()
+BF16_ROWS = 1  # the tag of rows that are multiplied in bfloat16
 
 
 def read_bandwidth(threads: int) -> float:
@@ -52,12 +38,12 @@ class NativeExecutor:
 
     name = "native"
 
-    def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
+    def __init__(self, config: ModelConfig, weights: WeightLoader, *, options: NativeOptions, cache: CacheSize) -> None:
         self.config = config
         isa = choose_isa(options.isa)
         self.choices: tuple[Choice, ...] = (isa,)
         self.warnings: tuple[str, ...] = ()
-        self.peaks: Peaks | None = None
+        self.prompt_numerics = BF16_ROWS if options.prompt_activations == "bf16" else 0
         try:
             self._team = _native.Team(options.threads)
         except RuntimeError as error:
@@ -65,24 +51,24 @@ class NativeExecutor:
         self._program = _native.Program(
             isa.value,
             self._team,
-            max_rows=options.max_step_tokens,
+            max_rows=cache.max_step_tokens,
             code_bytes=CODE_BYTES[options.activations],
             has_bf16_prompts=options.prompt_activations == "bf16",
-            num_pages=options.num_pages,
+            num_pages=cache.num_pages,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             kv_format=options.kv_format,
-            sparse=None if options.sparse is None else native_rule(options.sparse),
+            sparse=None if cache.sparse is None else native_rule(cache.sparse),
         )
-        self.weight_bytes = self._build(weights, options)
+        self.weight_bytes = self._build(weights, options, cache)
         self.kv_bytes = int(self._program.kv_bytes)
 
-    def _build(self, weights: WeightLoader, options: ExecutorOptions) -> int:
+    def _build(self, weights: WeightLoader, options: NativeOptions, cache: CacheSize) -> int:
         """Loads every parameter, records the forward pass, writes the program; returns the bytes that decoding a token reads."""
         places, matrices, arena = dict[str, int](), dict[str, Packed](), _native.Arena()
-        kept = self._read_kept(options.repack_file)
+        kept = self._read_kept(options.tile_cache)
 
         def load(name: str) -> Named:
             matrix = kept.get(name)
@@ -98,8 +84,8 @@ class NativeExecutor:
             places[name] = self._program.add_weight(matrix.weight)
             return Named(name, matrix.shape)
 
-        model: Model[Named] = assemble(self.config, load, context_length=options.context_length)
-        calls = add_scale_to_embedding(record(model, is_sparse=options.sparse is not None))
+        model: Model[Named] = assemble(self.config, load, context_length=cache.context_length)
+        calls = add_scale_to_embedding(record(model, is_sparse=cache.sparse is not None))
         forms = {name: STORAGE_FORMATS[m.format_name] for name, m in matrices.items()}
         in_codes = {name for name, form in forms.items() if not form.is_dense and CODE_BYTES[options.activations] > 0}
         has_bf16 = options.prompt_activations == "bf16"
@@ -108,8 +94,8 @@ class NativeExecutor:
         calls = add_peaks(calls, task_columns=self._program.task_columns)
         phases = group_phases(calls, head_dim=self.config.head_dim)
         self._write_program(phases, places, encoded=in_codes)
-        if options.repack_file is not None and not kept:
-            self._keep(options.repack_file, matrices)
+        if options.tile_cache is not None and not kept:
+            self._keep(options.tile_cache, matrices)
         return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)
 
     def _read_kept(self, path: Path | None) -> Mapping[str, Packed]:
@@ -172,13 +158,12 @@ class NativeExecutor:
             factor=call.factor,
         )
 
-    def run(self, step: Step) -> np.ndarray:
+    def run(self, step: Step) -> StepResult:
         s = step
         logits: np.ndarray = self._program.run(
-            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, s.is_prompt_S, self.config.vocab_size
+            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, self.config.vocab_size
         )
-        self.peaks = Peaks(self._program.task_columns, self._program.peaks(len(logits)))
-        return logits
+        return StepResult(logits, BlockMaxima(self._program.task_columns, self._program.peaks(len(logits))))
 
     def chosen_blocks(self) -> np.ndarray:
         """What the newest step's sparse rows chose in the last layer: blocks, ascending, int32 [sparse rows, kv heads, max_blocks]; -1
@@ -192,9 +177,4 @@ class NativeExecutor:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 
     def close(self) -> None:
-        self.peaks = None  # it holds the program
         del self._program, self._team
-
-
-def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> NativeExecutor:
-    return NativeExecutor(config, weights, options)

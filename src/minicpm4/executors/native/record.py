@@ -51,7 +51,7 @@ class RecordedInputs:
 
     tokens_T: Value = TOKENS
     positions_T: Value = POSITIONS
-    wanted_R: Value = WANTED
+    logit_rows_R: Value = WANTED
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpm4.executors.reference.attention import attend_mixed
-from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
+from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, pages_for
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.rope import RopeTable, rope_angles
 from minicpm4.quant import round_activations, round_bf16, round_cache, round_queries
@@ -20,7 +20,7 @@ Rotation = tuple[np.ndarray, np.ndarray]
 @dataclass(frozen=True)
 class ReferenceWeight:
     """values: float32. is_low_bit: stored in blocks, so that its inputs may be rounded as integer kernels round them. bf16_values: those
-    that rows of prompts meet, where these are in bfloat16."""
+    that rows in bfloat16 meet."""
 
     values: np.ndarray
     is_low_bit: bool
@@ -42,15 +42,16 @@ class ReferenceCache:
         return cls(kv_format, np.full(shape, np.nan, dtype), np.full(shape, np.nan, dtype))
 
 
+@dataclass(frozen=True)
 class ReferenceOps:
-    """See `model.ops.Ops`. sparse: the rule for rows that attend to some blocks only, None where all attention is dense.
+    """See `model.ops.Ops`; made for each step. activations: what low-bit weights are multiplied with. sparse: the rule for rows that attend
+    to some blocks only, None where all attention is dense. is_bf16_T: which rows of the step meet weights in bfloat16."""
 
-    are_prompt_T: which rows of the step are of prompts; set before each.
-    """
-
-    def __init__(self, config: ModelConfig, cache: ReferenceCache, *, activations: str, sparse: SparseConfig | None = None) -> None:
-        self.config, self.cache, self.activations, self.sparse = config, cache, activations, sparse
-        self.are_prompt_T = np.zeros(0, bool)
+    config: ModelConfig
+    cache: ReferenceCache
+    activations: str
+    sparse: SparseConfig | None
+    is_bf16_T: np.ndarray
 
     def embed(self, table: ReferenceWeight, tokens_T: np.ndarray) -> np.ndarray:
         return table.values[tokens_T]
@@ -72,7 +73,7 @@ class ReferenceOps:
         x = round_activations(x_TK, self.activations) if weight_NK.is_low_bit else x_TK
         out = x @ weight_NK.values.T
         if weight_NK.bf16_values is not None:
-            out[self.are_prompt_T] = round_bf16(x_TK[self.are_prompt_T]) @ weight_NK.bf16_values.T
+            out[self.is_bf16_T] = round_bf16(x_TK[self.is_bf16_T]) @ weight_NK.bf16_values.T
         return out
 
     def rotation(self, positions_T: np.ndarray, table: RopeTable) -> Rotation:
@@ -93,10 +94,16 @@ class ReferenceOps:
         q_TGJD = round_queries(q_THD.reshape(len(q_THD), c.num_kv_heads, -1, c.head_dim), self.cache.kv_format, self.activations)
         out = np.empty_like(q_TGJD)
         for sequence, length in enumerate(step.lengths_S):
-            rows = slice(step.starts_S1[sequence], step.starts_S1[sequence + 1])
-            pages = step.pages_SP[sequence, : -(-length // PAGE_TOKENS)]
-            seen_keys, seen_values = (stored[pages].reshape(-1, *stored.shape[2:])[:length].astype(np.float32) for stored in (keys, values))
-            out[rows] = attend_mixed(self.sparse, q_TGJD[rows], (seen_keys, seen_values), positions_T=step.positions_T[rows])
+            rows, pages_P = step.rows_of(sequence), step.pages_SP[sequence, : pages_for(length)]
+            cached = tuple(stored[pages_P].reshape(-1, *stored.shape[2:])[:length].astype(np.float32) for stored in (keys, values))
+            if step.is_tree(sequence):
+                start = length - (rows.stop - rows.start)
+                for row in range(rows.start, rows.stop):
+                    seen = np.concatenate((np.arange(start), start + step.path_of(row) - rows.start))
+                    path, one = (cached[0][seen], cached[1][seen]), slice(row, row + 1)
+                    out[one] = attend_mixed(self.sparse, q_TGJD[one], path, positions_T=step.positions_T[one])
+            else:
+                out[rows] = attend_mixed(self.sparse, q_TGJD[rows], cached, positions_T=step.positions_T[rows])
         return out.reshape(q_THD.shape)
 
     def swiglu(self, gate_TK: np.ndarray, up_TK: np.ndarray) -> np.ndarray:

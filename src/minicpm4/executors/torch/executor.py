@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors.base import Capabilities, ExecutorOptions, WeightLoader
+from minicpm4.executors.backend import Wishes
+from minicpm4.executors.base import (
+    HALF_CACHE,
+    BackendOptions,
+    CacheSize,
+    Capabilities,
+    StepResult,
+    WeightLoader,
+    asked_or,
+    check_size,
+)
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
-from minicpm4.hardware import Choice, available_memory
+from minicpm4.hardware import Choice, available_memory, num_cores
 from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
 from minicpm4.model.sparse_step import plan_sparse
-from minicpm4.model.step import whole_pages_step
+from minicpm4.model.step import StepLimits, check_step, whole_pages_step
 from minicpm4.quant import dequantize
 
-CAPABILITIES = Capabilities(
-    weight_formats=frozenset(STORAGE_FORMATS),
-    kv_formats=frozenset(("f32", "f16", "bf16")),
-    activations=frozenset(("f32",)),
-    devices=frozenset(("cpu", "cuda")),
-    kernel_format="f32",
-)
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's allocators say it, of CUDA and of the CPU
 
 
-def weight_bytes(format_name: str, shape: tuple[int, ...]) -> int:
-    """What a weight takes once loaded: float32, whatever its format was."""
-    return 4 * math.prod(shape)
+@dataclass(frozen=True, kw_only=True)
+class TorchOptions(BackendOptions):
+    """threads: of the CPU. device: "cpu" or "cuda"."""
 
+    threads: int = 1
 
-def free_memory(device: str) -> int | None:
-    """Bytes that can be allocated on the device; None where the system does not say. UnsupportedError for a device that there is not."""
-    check_device(device)
-    return torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory()
+    def __post_init__(self) -> None:
+        check_size("threads", self.threads)
 
 
 def check_device(device: str) -> None:
@@ -48,22 +52,23 @@ class TorchExecutor:
     """See `executors.base.Executor`."""
 
     name = "torch"
-    warnings = ()
-    peaks = None
+    prompt_numerics = 0
 
-    def __init__(self, config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> None:
+    def __init__(self, config: ModelConfig, weights: WeightLoader, *, options: TorchOptions, cache: CacheSize) -> None:
         check_device(options.device)
         torch.set_num_threads(options.threads)
         torch.set_float32_matmul_precision("highest")  # float32 is float32, on CUDA too: no TF32 where it was allowed before
-        self._device, self._num_pages = torch.device(options.device), options.num_pages
+        self._device, self._num_pages = torch.device(options.device), cache.num_pages
+        self.warnings: tuple[str, ...] = ()
+        self._limits = StepLimits(max_rows=cache.max_step_tokens, num_pages=cache.num_pages, vocab_size=config.vocab_size)
         self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"),)
         self._model: Model[torch.Tensor] = assemble(
-            config, lambda name: torch.from_numpy(dequantize(weights(name))).to(self._device), context_length=options.context_length
+            config, lambda name: torch.from_numpy(dequantize(weights(name))).to(self._device), context_length=cache.context_length
         )
-        self._cache = TorchCache.empty(config, options.num_pages, dtype=KV_DTYPES[options.kv_format], device=self._device)
+        self._cache = TorchCache.empty(config, cache.num_pages, dtype=KV_DTYPES[options.kv_format], device=self._device)
         self._kernels = None
-        if options.sparse is not None:
-            self._kernels = KernelStore.empty(config, options.sparse, num_pages=options.num_pages, device=self._device)
+        if cache.sparse is not None:
+            self._kernels = KernelStore.empty(config, cache.sparse, num_pages=cache.num_pages, device=self._device)
         self._ops = TorchOps(config, self._cache, self._kernels)
         matrices = [weight for layer in self._model.layers for weight in layer.parameters]
         self.weight_bytes = sum(weight.nbytes for weight in (*matrices, self._model.norm, self._model.head))
@@ -73,11 +78,12 @@ class TorchExecutor:
         """All that is kept of pages: [layers, as many rows of each page, G, D]."""
         return (self._cache.keys, self._cache.values, *(() if self._kernels is None else self._kernels.stores))
 
-    def run(self, step: Step) -> np.ndarray:
+    def run(self, step: Step) -> StepResult:
+        check_step(step, self._limits)
         with torch.inference_mode():
             inputs = TorchStep.of(step, self._device, sparse=None if self._kernels is None else self._kernels.sparse)
-            logits: np.ndarray = forward(self._ops, self._model, inputs).float().cpu().numpy()
-        return logits
+            logits, hidden = (x.float().cpu().numpy() for x in forward(self._ops, self._model, inputs))
+        return StepResult(logits, hidden=hidden if step.wants_hidden else None)
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         source_pages, target_pages = (torch.from_numpy(pages).to(self._device, torch.int64) for pages in (sources, targets))
@@ -103,11 +109,41 @@ class TorchExecutor:
             torch.cuda.empty_cache()  # else torch keeps it for itself, and `free_memory` counts it as taken
 
 
-def create(config: ModelConfig, weights: WeightLoader, options: ExecutorOptions) -> TorchExecutor:
-    """MemoryError where torch runs out of it."""
-    try:
-        return TorchExecutor(config, weights, options)
-    except RuntimeError as error:
-        if any(words in str(error) for words in OUT_OF_MEMORY):
-            raise MemoryError(str(error).splitlines()[0]) from error
-        raise
+class TorchBackend:
+    """See `executors.backend.Backend`."""
+
+    name = "torch"
+    options = TorchOptions
+    capabilities = Capabilities(
+        weight_formats=frozenset(STORAGE_FORMATS),
+        kv_formats=frozenset(KV_DTYPES),
+        devices=frozenset(("cpu", "cuda")),
+        compressed_format="f32",
+    )
+
+    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[TorchOptions, tuple[Choice, ...]]:
+        """See `Backend.resolve`."""
+        threads = asked_or(None if wishes.threads is None else str(wishes.threads), Choice("threads", str(num_cores()), "one a core"))
+        kv_format = asked_or(wishes.kv_format, HALF_CACHE)
+        options = TorchOptions(kv_format=kv_format.value, device=wishes.device or "cpu", threads=int(threads.value))
+        return options, (threads, kv_format)
+
+    def weight_bytes(self, format_name: str, shape: tuple[int, ...], options: TorchOptions) -> int:
+        """float32, whatever the format was."""
+        return 4 * math.prod(shape)
+
+    def free_memory(self, options: TorchOptions) -> int | None:
+        check_device(options.device)
+        return torch.cuda.mem_get_info()[0] if options.device == "cuda" else available_memory()
+
+    def create(self, config: ModelConfig, weights: WeightLoader, *, options: TorchOptions, cache: CacheSize) -> TorchExecutor:
+        """MemoryError where torch runs out of it."""
+        try:
+            return TorchExecutor(config, weights, options=options, cache=cache)
+        except RuntimeError as error:
+            if any(words in str(error) for words in OUT_OF_MEMORY):
+                raise MemoryError(str(error).splitlines()[0]) from error
+            raise
+
+
+BACKEND = TorchBackend()

@@ -27,7 +27,7 @@ class TorchStep:
     host: Step
     tokens_T: Tensor
     positions_T: Tensor
-    wanted_R: Tensor
+    logit_rows_R: Tensor
     slots_T: Tensor
     sparse: SparseStep | None
 
@@ -39,7 +39,7 @@ class TorchStep:
             return torch.from_numpy(array).to(device, torch.int64)
 
         plan = None if sparse is None else plan_sparse(sparse, step)
-        return cls(step, move(step.tokens_T), move(step.positions_T), move(step.wanted_R), move(step.slots_T), plan)
+        return cls(step, move(step.tokens_T), move(step.positions_T), move(step.logit_rows_R), move(step.slots_T), plan)
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,12 @@ def poisoned_weights(config: ModelConfig) -> dict[str, PackedTensor]:
 
 
 def executor_options(name: str, **options: object) -> tuple[BackendOptions, CacheSize]:
-    """The options of the executor of that name, and its cache, from fields of both; numbers of threads go to those that have threads."""
+    """The options of the executor of that name, and its cache, from fields of both. Threads, and activations in f32, go to those that
+    have such options."""
     kind = backend(name).options
     own, sizes = ({field.name for field in fields(each)} for each in (kind, CacheSize))
-    unknown = options.keys() - own - sizes - {"threads"}
+    everywhere = {"threads"} | ({"activations"} if options.get("activations") == "f32" else set())
+    unknown = options.keys() - own - sizes - everywhere
     if unknown:
         raise UnsupportedError(f"executor {name} has no {unknown}", hint="leave it out")
     chosen = kind(**{field: value for field, value in options.items() if field in own})  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ Dense and sparse attention share every parameter; which of them runs is an argum
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from examples.long_context.task import VOCAB_SIZE
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
-from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, assemble, forward, pages_for
+from minicpm4.model import ModelConfig, Segment, Step, assemble, forward, make_step, pages_for
 from minicpm4.model.config import RopeConfig, SparseConfig
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 
@@ -68,21 +70,14 @@ def logits_of(
     cache = TorchCache.empty(config, step.pages_SP.size, dtype=torch.float32, device=CPU)
     kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=step.pages_SP.size, device=CPU)
     model = assemble(config, parameters.__getitem__, context_length=config.context_length)
-    return forward(TorchOps(config, cache, kernels), model, TorchStep.of(step, CPU, sparse=sparse))
+    return forward(TorchOps(config, cache, kernels), model, TorchStep.of(step, CPU, sparse=sparse))[0]
 
 
 def pack(tokens_BT: np.ndarray, rows_R: np.ndarray) -> Step:
     """All sequences in one step, each from position 0 and on pages of its own."""
     count, length = tokens_BT.shape
     pages = pages_for(length)
-    positions_T, sequences_B1 = np.arange(length), np.arange(count)[:, None]
-    return Step(
-        tokens_T=tokens_BT.astype(np.int32).reshape(-1),
-        positions_T=np.tile(positions_T, count).astype(np.int32),
-        slots_T=(sequences_B1 * pages * PAGE_TOKENS + positions_T).astype(np.int32).reshape(-1),
-        starts_S1=(np.arange(count + 1) * length).astype(np.int32),
-        lengths_S=np.full(count, length, np.int32),
-        pages_SP=(sequences_B1 * pages + np.arange(pages)).astype(np.int32),
-        wanted_R=rows_R.astype(np.int32),
-        is_prompt_S=np.ones(count, np.int32),
+    step = make_step(
+        [Segment(tokens=tokens_BT[row], start=0, pages=range(row * pages, (row + 1) * pages)) for row in range(count)]  # type: ignore[arg-type]
     )
+    return replace(step, logit_rows_R=rows_R.astype(np.int32))

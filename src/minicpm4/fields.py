@@ -16,8 +16,8 @@ from minicpm4.errors import ConfigError, MiniCPMError
 
 @dataclass(frozen=True)
 class Option:
-    """help: a sentence for the user. within: the least and the most of a number; excludes_low: above the least. choices: of a text; any where
-    empty. flags: on the command line, where they are not the field's name."""
+    """help: a sentence for the user. within: the least and the most of a number; excludes_low: above the least. choices: of a text; any
+    where empty. flags: on the command line, where they are not the field's name."""
 
     help: str
     within: tuple[float, float] | None = None

@@ -4,7 +4,7 @@ import gc
 import inspect
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import get_type_hints
 
 import numpy as np
@@ -14,7 +14,9 @@ from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestEr
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params
 from minicpm4.engine.ends import ids_in
-from minicpm4.engine.load import choose_activations, choose_prompt_activations, resolve_options
+from minicpm4.engine.load import size_cache, wishes_of
+from minicpm4.executors import Wishes
+from minicpm4.executors.native.options import choose_activations, choose_prompt_activations
 from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
 from tests.toy import toy_config
@@ -296,13 +298,13 @@ def test_a_path_names_a_model(default_gguf):
     ],
 )
 def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choice):
-    assert str(choose_activations(LoadOptions(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
+    assert str(choose_activations(Wishes(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
 
 
 @pytest.mark.parametrize(("num_pages", "rows"), [(1, 64), (100, 512)])
 def test_a_step_has_no_more_rows_than_the_cache_has_places(num_pages, rows):
-    options, _ = resolve_options(LoadOptions(), toy_config(), context_length=64, num_pages=num_pages)
-    assert options.max_step_tokens == rows
+    cache, _ = size_cache(LoadOptions(), toy_config(), context_length=64, num_pages=num_pages)
+    assert cache.max_step_tokens == rows
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,6 @@ def test_a_step_has_no_more_rows_than_the_cache_has_places(num_pages, rows):
         ({"isa": "of the test", "activations": "f32"}, "f32", ("bf16",), 1024, "same (nothing is rounded)"),
         ({"isa": "generic"}, "int8", None, 1024, "same (no unit for matrices of bfloat16)"),
         ({"isa": "generic"}, "f32", ("bf16",), 1024, "same (no unit for matrices of bfloat16)"),
-        ({"executor": "reference"}, "int8", ("q4_0",), 1024, "same (no unit for matrices of bfloat16)"),
         ({"isa": "of the test"}, "int16", ("q4_0",), 96, "same (bfloat16 is less exact than sixteen bits)"),
         ({"isa": "of the test"}, "f32", ("bf16",), 96, "same (bfloat16 shows in the answers of a model this small)"),
         ({"isa": "of the test"}, "f32", ("f32", "bf16"), 1024, "bf16 (as the weights are, and faster on this CPU)"),
@@ -321,10 +322,11 @@ def test_a_step_has_no_more_rows_than_the_cache_has_places(num_pages, rows):
     ],
     ids=str,
 )
-def test_activations_of_prompts_are_chosen_for_the_cpu(monkeypatch, options, activations, formats, hidden_size, choice):
-    able = replace(capabilities_of("native"), bf16_isas=frozenset(("of the test",)))
-    monkeypatch.setattr("minicpm4.engine.load.capabilities_of", lambda name: able)
-    found = choose_prompt_activations(LoadOptions(**options), activations, config=toy_config(hidden_size=hidden_size), formats=formats)
+def test_activations_of_prompts_are_chosen_for_the_cpu(options, activations, formats, hidden_size, choice):
+    wishes, can_be_bf16 = wishes_of(LoadOptions(**options)), options.get("isa") == "of the test"
+    found = choose_prompt_activations(
+        wishes, activations, config=toy_config(hidden_size=hidden_size), formats=formats, can_be_bf16=can_be_bf16
+    )
     assert str(found) == f"prompt activations {choice}"
 
 

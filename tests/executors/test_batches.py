@@ -141,25 +141,27 @@ def test_random_pages_are_finite_differ_by_seed_and_are_told_apart(executor: str
     assert not np.array_equal(outputs[0], outputs[2])
 
 
-def test_peaks_are_the_largest_logits_of_each_task():
+def test_block_maxima_are_the_largest_logits_of_each_task():
     """A vocabulary of several tasks, the last one short; of every wanted row, and of each step anew."""
     config = toy_config(vocab_size=301)
     runner = toy_executor("native", config, toy_weights(config))
     for tokens in ([5, 6, 7], [1]):
-        logits = runner.run(plan_step([(tokens, 0, [0])])).logits
-        width = runner.peaks.width
-        assert runner.peaks.values.shape == (len(tokens), -(-301 // width))
-        assert runner.peaks.values.shape[1] > 1
-        for index in range(runner.peaks.values.shape[1]):
-            np.testing.assert_array_equal(runner.peaks.values[:, index], logits[:, index * width : (index + 1) * width].max(axis=1))
+        result = runner.run(plan_step([(tokens, 0, [0])]))
+        logits, maxima = result.logits, result.block_maxima
+        width = maxima.width
+        assert maxima.values.shape == (len(tokens), -(-301 // width))
+        assert maxima.values.shape[1] > 1
+        for index in range(maxima.values.shape[1]):
+            np.testing.assert_array_equal(maxima.values[:, index], logits[:, index * width : (index + 1) * width].max(axis=1))
 
 
-def test_peaks_of_broken_arithmetic():
+def test_block_maxima_of_broken_arithmetic():
     config = toy_config(vocab_size=301)
     weights = toy_weights(config)
     values = dequantize(weights[HEAD])
     values[[3, 300], 0] = np.nan, -np.inf
     runner = toy_executor("native", config, {**weights, HEAD: quantize(values, "f32", name=HEAD)})
-    logits, width = runner.run(plan_step([([5, 6, 7], 0, [0])])).logits, runner.peaks.width
-    assert np.isnan(runner.peaks.values[:, 0]).all()
-    np.testing.assert_array_equal(runner.peaks.values[:, -1], logits[:, 301 // width * width :].max(axis=1))
+    result = runner.run(plan_step([([5, 6, 7], 0, [0])]))
+    maxima, width = result.block_maxima.values, result.block_maxima.width
+    assert np.isnan(maxima[:, 0]).all()
+    np.testing.assert_array_equal(maxima[:, -1], result.logits[:, 301 // width * width :].max(axis=1))

@@ -11,14 +11,20 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
-from minicpm4.executors import Capabilities, ExecutorOptions, capabilities_of, create_executor, executor_module
+from minicpm4.executors import CacheSize, Wishes, backend, create_executor, resolve_options
+from minicpm4.executors.base import BackendOptions, Capabilities
 from minicpm4.executors.cpu_kernels import choose_isa
 from minicpm4.model import STORAGE_FORMATS
 from minicpm4.model.parameters import NORM
 from minicpm4.quant import quantize
-from tests.toy import EXECUTORS, MINDSPORE, NAMES, plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import EXECUTORS, MINDSPORE, NAMES, toy_config, toy_executor, toy_weights
 
 CONFIG = toy_config()
+SMALL = CacheSize(context_length=64, num_pages=1)
+
+
+def options_of(executor: str, **options: Any) -> Any:
+    return backend(executor).options(**options)
 
 
 def refuse_to_load(name: str) -> Any:
@@ -30,23 +36,18 @@ def refuse_to_load(name: str) -> Any:
     [
         ("native", {"q8_0", "q3_k"}, {}, r"executor native cannot do weight formats: q3_k; it offers bf16, f16, .*torch"),
         ("torch", set(), {"kv_format": "int8"}, "executor torch cannot do KV formats: int8; it offers bf16, f16, f32"),
-        ("torch", set(), {"activations": "int8"}, "executor torch cannot do activations: int8; it offers f32"),
         ("native", set(), {"device": "cuda"}, "executor native cannot do devices: cuda; it offers cpu"),
         ("native", set(), {"isa": "sse2"}, "executor native cannot do instruction sets: sse2; it offers [^N]*generic; or"),
-        ("torch", set(), {"isa": "avx2"}, "executor torch cannot do instruction sets: avx2; none can be chosen; or choose another"),
-        ("reference", set(), {"isa": "generic"}, "executor reference cannot do instruction sets: generic"),
     ],
 )
 def test_what_cannot_be_done_is_said(executor: str, formats: set[str], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        create_executor(
-            executor, CONFIG, refuse_to_load, options=ExecutorOptions(context_length=64, num_pages=1, **options), formats=formats
-        )
+        create_executor(executor, CONFIG, refuse_to_load, options=options_of(executor, **options), cache=SMALL, formats=formats)
 
 
 def test_an_executor_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="there is no executor 'onnx'; choose one of native, reference, torch, mindspore"):
-        create_executor("onnx", CONFIG, refuse_to_load, options=ExecutorOptions(64, 1), formats=())
+        create_executor("onnx", CONFIG, refuse_to_load, options=BackendOptions(), cache=SMALL, formats=())
 
 
 def test_an_executor_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,20 +64,41 @@ def test_an_executor_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         UnsupportedError, match=r"executor torch cannot be loaded: No module named 'torch'; pip install 'minicpm4\[torch\]'"
     ):
-        capabilities_of("torch")
+        backend("torch")
 
 
 def test_torch_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = importlib.import_module("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedError, match="torch finds no CUDA device; use --device cpu, or install a CUDA build of torch"):
-        create_executor("torch", CONFIG, refuse_to_load, options=ExecutorOptions(64, 1, device="cuda"), formats=())
+        create_executor("torch", CONFIG, refuse_to_load, options=options_of("torch", device="cuda"), cache=SMALL, formats=())
 
 
-@pytest.mark.parametrize("name", ["context_length", "num_pages", "max_step_tokens", "threads"])
+@pytest.mark.parametrize("name", ["context_length", "num_pages", "max_step_tokens"])
 def test_sizes_that_cannot_be(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 0, expected a positive number"):
-        ExecutorOptions(**{"context_length": 64, "num_pages": 1, name: 0})
+        CacheSize(**{"context_length": 64, "num_pages": 1, name: 0})
+
+
+@pytest.mark.parametrize("executor", ["native", "torch", MINDSPORE])
+def test_no_threads_cannot_be(executor: str) -> None:
+    with pytest.raises(ConfigError, match="threads is 0, expected a positive number"):
+        options_of(executor, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("executor", "wishes", "message"),
+    [
+        ("torch", {"activations": "int8"}, "executor torch has no activations to set to int8; leave out --activations"),
+        ("torch", {"isa": "avx2"}, "executor torch has no isa to set to avx2; leave out --isa, or choose another executor"),
+        ("reference", {"threads": 2}, "executor reference has no threads to set to 2"),
+        ("native", {"dtype": "bf16"}, "executor native has no dtype to set to bf16"),
+        ("native", {"device": "cuda"}, "executor native cannot do devices: cuda; it offers cpu"),
+    ],
+)
+def test_a_wish_that_an_executor_has_no_option_for_is_refused(executor: str, wishes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        resolve_options(executor, Wishes(**wishes), CONFIG)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -88,7 +110,14 @@ def test_a_weight_of_another_shape_is_refused(executor: str) -> None:
 
 def test_a_cache_larger_than_the_address_space() -> None:
     with pytest.raises(CapacityError, match=r"cannot get the memory for the weights and 2000000000 pages of cache: .*; lower the context"):
-        create_executor("native", toy_config(num_layers=1024), refuse_to_load, options=ExecutorOptions(64, 2_000_000_000), formats=())
+        create_executor(
+            "native",
+            toy_config(num_layers=1024),
+            refuse_to_load,
+            options=options_of("native"),
+            cache=CacheSize(64, 2_000_000_000),
+            formats=(),
+        )
 
 
 @pytest.mark.parametrize("executor", NAMES)
@@ -98,7 +127,7 @@ def test_memory_that_runs_out_while_loading(executor: str) -> None:
 
     reason = f"executor {executor} cannot get the memory for the weights and 1 pages of cache: Unable to allocate 90 GiB; lower the"
     with pytest.raises(CapacityError, match=reason):
-        create_executor(executor, CONFIG, exhausted, options=ExecutorOptions(64, 1), formats=())
+        create_executor(executor, CONFIG, exhausted, options=options_of(executor), cache=SMALL, formats=())
 
 
 def test_torch_tells_its_own_errors_of_memory_from_others() -> None:
@@ -110,9 +139,9 @@ def test_torch_tells_its_own_errors_of_memory_from_others() -> None:
 
     for message in ("CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory: you tried to"):
         with pytest.raises(CapacityError, match="executor torch cannot get the memory for"):
-            create_executor("torch", CONFIG, failing(message), options=ExecutorOptions(64, 1), formats=())
+            create_executor("torch", CONFIG, failing(message), options=options_of("torch"), cache=SMALL, formats=())
     with pytest.raises(RuntimeError, match="a bug"):
-        create_executor("torch", CONFIG, failing("a bug"), options=ExecutorOptions(64, 1), formats=())
+        create_executor("torch", CONFIG, failing("a bug"), options=options_of("torch"), cache=SMALL, formats=())
 
 
 @pytest.mark.parametrize("rows", [1, 16, 50])
@@ -122,32 +151,32 @@ def test_a_weight_takes_what_was_planned(name: str, rows: int) -> None:
     for columns in (1, 7, 40) if storage.is_dense else (storage.block_elements, 9 * storage.block_elements):
         data = np.zeros((rows, storage.row_bytes(columns)), np.uint8)
         packed = _native.pack(name, rows, columns, data, team, _native.Arena())
-        assert executor_module("native").weight_bytes(name, (rows, columns)) == packed.nbytes
+        assert backend("native").weight_bytes(name, (rows, columns), None) == packed.nbytes
         for executor in ("reference", "torch"):
-            assert executor_module(executor).weight_bytes(name, (rows, columns)) == 4 * rows * columns
-    assert executor_module("native").weight_bytes(name, (96,)) == 384
+            assert backend(executor).weight_bytes(name, (rows, columns), None) == 4 * rows * columns
+    assert backend("native").weight_bytes(name, (96,), None) == 384
 
 
 def test_free_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = importlib.import_module("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (123, 456))
-    assert executor_module("torch").free_memory("cuda") == 123
+    assert backend("torch").free_memory(options_of("torch", device="cuda")) == 123
     for executor in ("native", "reference", "torch"):
-        assert (executor_module(executor).free_memory("cpu") or 1 << 30) > 1 << 20
+        assert (backend(executor).free_memory(options_of(executor)) or 1 << 30) > 1 << 20
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedError, match="torch finds no CUDA device"):
-        executor_module("torch").free_memory("cuda")
+        backend("torch").free_memory(options_of("torch", device="cuda"))
 
 
 @pytest.mark.parametrize("executor", NAMES)
 def test_every_executor_reads_every_format(executor: str) -> None:
-    assert capabilities_of(executor).weight_formats == frozenset(STORAGE_FORMATS)
+    assert backend(executor).capabilities.weight_formats == frozenset(STORAGE_FORMATS)
 
 
 def test_all_that_is_asked_at_once_may_be_had() -> None:
-    able = Capabilities(frozenset(("f32",)), frozenset(("f16",)), frozenset(("f32",)), frozenset(("cpu",)))
-    able.check("toy", ["f32"], ExecutorOptions(64, 1))
+    able = Capabilities(frozenset(("f32",)), frozenset(("f16",)))
+    able.check("toy", ["f32"], BackendOptions())
 
 
 def test_the_choice_of_an_instruction_set_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,35 +197,6 @@ def test_the_choice_of_an_instruction_set_keeps_its_reason(monkeypatch: pytest.M
         monkeypatch.setattr(module.platform, "machine", lambda machine=machine: machine)
         monkeypatch.setattr(module, "USABLE_ISAS", isas)
         assert str(choose_isa(None)) == text
-
-
-WRONG_STEPS = {
-    "a step has more rows than the program was made for": {
-        "tokens_T": [1] * 9,
-        "positions_T": range(9),
-        "slots_T": range(9),
-        "starts_S1": [0, 9],
-    },
-    "a token is not in the vocabulary": {"tokens_T": [1, 97]},
-    "a slot is not in the cache": {"slots_T": [0, 4 * 64]},
-    "a wanted row is not in the step": {"logit_rows_R": [2]},
-    "a sequence is longer than its pages": {"lengths_S": [65]},
-    "a page is not in the cache": {"pages_SP": [[4]]},
-    "a position is not in its sequence": {"positions_T": [0, 2]},
-    "starts do not cover the rows": {"starts_S1": [1, 2]},
-}
-
-
-@pytest.mark.parametrize("executor", ["native", MINDSPORE])
-@pytest.mark.parametrize("message", WRONG_STEPS)
-def test_a_step_that_would_leave_the_memory_stops_at_the_border(message: str, executor: str) -> None:
-    """Such a step is a mistake of the engine, not of the user; it must not become a crash or a wrong answer."""
-    runner = toy_executor(executor, CONFIG, toy_weights(CONFIG), num_pages=4, max_step_tokens=8)
-    good = plan_step([([1, 2], 0, [0])])
-    runner.run(good)
-    fields = vars(good) | {name: np.array(value, np.int32) for name, value in WRONG_STEPS[message].items()}
-    with pytest.raises(ValueError, match=message):
-        runner.run(type(good)(**fields))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

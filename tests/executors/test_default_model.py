@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from minicpm4.checkpoint import open_checkpoint
-from minicpm4.executors import Executor, ExecutorOptions, create_executor
+from minicpm4.executors import Executor, create_executor
 from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.step import single_step
 from minicpm4.text import load_gguf_tokenizer
-from tests.toy import plan_step
+from tests.toy import executor_options, plan_step
 
 NUM_TOKENS = 64
 PROMPTS = (
@@ -74,10 +74,11 @@ class RealModel:
 
     @contextmanager
     def runner(self, name: str, *, activations: str = "f32", kv_format: str = "f32") -> Iterator[Executor]:
-        options = ExecutorOptions(
-            context_length=2048, num_pages=64, max_step_tokens=1024, threads=2, activations=activations, kv_format=kv_format
+        wished = {"activations": activations} if name in ("native", "reference") else {}
+        options, cache = executor_options(
+            name, context_length=2048, num_pages=64, max_step_tokens=1024, threads=2, kv_format=kv_format, **wished
         )
-        executor = create_executor(name, self.config, self.checkpoint.load, options=options, formats=self.checkpoint.formats)
+        executor = create_executor(name, self.config, self.checkpoint.load, options=options, cache=cache, formats=self.checkpoint.formats)
         yield executor
         executor.close()
 

@@ -18,7 +18,7 @@ def logits_of(*parameters: torch.Tensor) -> torch.Tensor:
     named = dict(zip(parameter_shapes(CONFIG), parameters, strict=True))
     device = parameters[0].device
     ops = TorchOps(CONFIG, TorchCache.empty(CONFIG, 2, dtype=torch.float64, device=device))
-    return forward(ops, assemble(CONFIG, named.__getitem__, context_length=64), TorchStep.of(STEP, device))
+    return forward(ops, assemble(CONFIG, named.__getitem__, context_length=64), TorchStep.of(STEP, device))[0]
 
 
 @pytest.fixture(params=DEVICES)

@@ -13,9 +13,9 @@ import pytest
 
 from minicpm4 import LLM, SamplingParams
 from minicpm4.errors import CapacityError, UnsupportedError
-from minicpm4.executors import ExecutorOptions, create_executor
+from minicpm4.executors import create_executor
 from minicpm4.model.config import RopeConfig, SparseConfig
-from tests.toy import plan_step, toy_config, toy_executor, toy_weights
+from tests.toy import executor_options, plan_step, toy_config, toy_executor, toy_weights
 
 pytestmark = pytest.mark.mindspore
 CONFIG = toy_config()
@@ -103,9 +103,9 @@ def test_choices_say_what_was_chosen_and_why() -> None:
     ],
 )
 def test_the_ascend_table_is_refused_without_its_device(options: dict[str, object], message: str) -> None:
-    chosen = ExecutorOptions(64, 1, device="ascend", **options)  # type: ignore[arg-type]
+    chosen, cache = executor_options("mindspore", context_length=64, num_pages=1, device="ascend", **options)
     with pytest.raises(UnsupportedError, match=message):
-        create_executor("mindspore", CONFIG, lambda name: pytest.fail(name), options=chosen, formats=())
+        create_executor("mindspore", CONFIG, lambda name: pytest.fail(name), options=chosen, cache=cache, formats=())
 
 
 def test_threads_that_the_system_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_the_default_model_answers(default_gguf: Path) -> None:
 def test_a_process_without_source_of_its_own_computes_and_ends(tmp_path: Path) -> None:
     """MindSpore reads functions from their source; who calls them may have none."""
     code = (
-        "from tests.toy import *; config = toy_config(); runner = toy_executor('mindspore', config, toy_weights(config));"
+        "from tests.toy import *; config = toy_config(); runner = toy_executor('mindspore', config, executor_options, toy_weights(config));"
         "print(runner.run(plan_step([([5], 0, [0])])).logits.shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[2])

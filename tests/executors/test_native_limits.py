@@ -7,35 +7,23 @@ import numpy as np
 import pytest
 
 from minicpm4 import _native
-from minicpm4.model import PAGE_TOKENS, Step
+from minicpm4.model import PAGE_TOKENS, Segment, Step, make_step
 from tests.toy import TOY, toy_config, toy_executor, toy_weights
 
 NUM_PAGES = 40  # several stretches of the cache
 
 
 def step_of_sharers(count: int, position: int) -> Step:
-    """Sequences of one row each that all read the same pages; all but the first write elsewhere."""
-    tokens = np.arange(count, dtype=np.int32) % TOY.vocab_size
-    positions = np.full(count, position, np.int32)
-    slots = np.full(count, position, np.int32)
-    starts, lengths = np.arange(count + 1, dtype=np.int32), np.full(count, position + 1, np.int32)
-    return Step(
-        tokens,
-        positions,
-        slots,
-        starts,
-        lengths,
-        np.tile(np.arange(NUM_PAGES, dtype=np.int32), (count, 1)),
-        starts[:-1].copy(),
-        np.zeros(count, np.int32),
-    )
+    """Sequences of one row each that read the same pages, but for the last one, which each writes."""
+    shared = range(position // PAGE_TOKENS)
+    return make_step([Segment(tokens=[row % TOY.vocab_size], start=position, pages=[*shared, NUM_PAGES + row]) for row in range(count)])
 
 
 def test_many_sequences_may_share_pages():
-    config = toy_config(context_length=NUM_PAGES * PAGE_TOKENS)
-    executor = toy_executor("native", config, toy_weights(config), num_pages=NUM_PAGES, max_step_tokens=200)
+    config = toy_config(context_length=(NUM_PAGES + 1) * PAGE_TOKENS)
+    executor = toy_executor("native", config, toy_weights(config), num_pages=NUM_PAGES + 200, max_step_tokens=200)
     executor.randomize_pages(np.arange(NUM_PAGES, dtype=np.int32), seed=1)
-    position = NUM_PAGES * PAGE_TOKENS - 1
+    position = NUM_PAGES * PAGE_TOKENS
     together = executor.run(step_of_sharers(200, position)).logits.copy()  # 600 stretches, of a cache of three
     assert np.isfinite(together).all()
     alone = executor.run(step_of_sharers(1, position)).logits

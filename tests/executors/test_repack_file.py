@@ -10,7 +10,7 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors import Executor
+from minicpm4.executors import Executor, Wishes, resolve_options
 from minicpm4.executors.native import repack_file
 from minicpm4.model import STORAGE_FORMATS, PackedTensor
 from tests.quant.storage import random_tensor
@@ -21,7 +21,7 @@ STEP = plan_step([([1, 2, 3, 4], 0, [0])])
 
 
 def executor_of(path: Path | None, weights: dict[str, PackedTensor], **options: object) -> Executor:
-    return toy_executor("native", WIDE, weights, repack_file=path, **options)
+    return toy_executor("native", WIDE, weights, tile_cache=path, **options)
 
 
 def choice_of(executor: Executor) -> str | None:
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_what_was_written_is_made_again(tmp_path: Path, spoil
 def test_files_of_other_models_and_versions_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, weights = tmp_path / "model.bin", toy_weights(WIDE, format_name="q4_0")
     narrow = toy_config(num_layers=2)
-    toy_executor("native", narrow, toy_weights(narrow), repack_file=path)
+    toy_executor("native", narrow, toy_weights(narrow), tile_cache=path)
     assert "it holds other matrices than the model" in executor_of(path, weights).warnings[0]
     monkeypatch.setattr(_native, "PACKED_FORM", "another")
     assert "it was written by another version" in executor_of(path, weights).warnings[0]
@@ -126,8 +126,8 @@ def test_checksums_show_any_change_and_do_not_depend_on_threads() -> None:
 
 @pytest.mark.parametrize("executor", ["reference", "torch"])
 def test_other_executors_pack_nothing(tmp_path: Path, executor: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"executor {executor} cannot do files of packed weights: yes; none can be chosen"):
-        toy_executor(executor, WIDE, toy_weights(WIDE), repack_file=tmp_path / "model.bin")
+    with pytest.raises(UnsupportedError, match=f"executor {executor} has no tile_cache to set to .*leave out --tile-cache"):
+        resolve_options(executor, Wishes(tile_cache=tmp_path / "model.bin"), WIDE)
 
 
 def test_an_unfinished_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

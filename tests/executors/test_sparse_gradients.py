@@ -94,7 +94,7 @@ def loss_gradients(sparse: SparseConfig | None, tokens: list[int], *, device: to
     shapes = parameter_shapes(config)
     values = {name: random_values(shape, generator, device=device).requires_grad_() for name, shape in shapes.items()}
     step = TorchStep.of(plan_step([(tokens, 0, [1, 3, 0, 4, 2])]), device, sparse=sparse)
-    logits = forward(make_ops(config, sparse, device=device), assemble(config, values.__getitem__, context_length=512), step)
+    logits, _ = forward(make_ops(config, sparse, device=device), assemble(config, values.__getitem__, context_length=512), step)
     loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:], device=device))
     return loss, list(torch.autograd.grad(loss, list(values.values())))
 

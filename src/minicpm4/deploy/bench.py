@@ -178,7 +178,7 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
 
 
 def cache_bytes_read(config: ModelConfig, executor: str, options: BackendOptions, *, sparse: SparseConfig | None, num_tokens: int) -> int:
-    """Bytes of the cache that computing the last of so many tokens reads: what it attends to, and the compressed keys that it chooses by."""
+    """Bytes of the cache that computing the last of so many tokens reads: what it attends to and compressed keys."""
     attended = count_attended(sparse, np.arange(max(0, num_tokens - 1), num_tokens))
     compressed_bytes = 0
     if sparse is not None and num_tokens > sparse.dense_len:

@@ -17,7 +17,8 @@ from minicpm4.executors import StepResult
 
 @dataclass(frozen=True)
 class Draft:
-    """tokens: guessed ones. parents: of each token the one of these that it follows, -1 for the sequence's last token; before its children."""
+    """tokens: guessed ones. parents: of each token the one of these that it follows, -1 for the
+    sequence's last token; before its children."""
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]

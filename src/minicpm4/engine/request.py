@@ -23,8 +23,9 @@ class Times:
 
 @dataclass(eq=False)
 class Request:
-    """number: what the caller knows it by. sampler: chooses its next token. length: tokens of prompt and answer so far; last_length: when the
-    answer is as long as it may get. ending_tokens: those that end it and are no part of it. reused_tokens: of its prompt, those found in the cache."""
+    """number: what the caller knows it by. sampler: chooses its next token. length: tokens of prompt and answer so far;
+    last_length: when the answer is as long as it may get. ending_tokens: those that end it and are no part of it. reused_tokens: of its
+    prompt, those found in the cache."""
 
     number: int
     sampler: Sampler

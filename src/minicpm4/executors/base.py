@@ -87,9 +87,10 @@ class Capabilities:
         for what, wanted, available in asked:
             if wanted - available:
                 listed = ", ".join(sorted(value for value in available if value is not None))
+                remedy = f"it offers {listed}" if listed else "none can be chosen"
                 raise UnsupportedError(
                     f"executor {name} cannot do {what}: {', '.join(sorted(str(w) for w in wanted - available))}",
-                    hint=f"{f'it offers {listed}' if listed else 'none can be chosen'}; or choose another executor of {', '.join(EXECUTORS)}",
+                    hint=f"{remedy}; or choose another executor of {', '.join(EXECUTORS)}",
                 )
 
 

@@ -83,7 +83,7 @@ class Step:
 
     @cached_property
     def positions_T(self) -> np.ndarray:
-        """Each row's position in its text, from 0: its place in the cache, or in a draft tree the number of tokens before it on its path."""
+        """Each row's position in its text, from 0: its place in the cache, or in a tree the number of tokens before it on its path."""
         if self.ancestors_T is None:
             return self.indices_T
         cached_T = (self.lengths_S - np.diff(self.starts_S1))[self.sequences_T]
@@ -171,7 +171,7 @@ def whole_pages_step(pages: np.ndarray) -> Step:
 
 @dataclass(frozen=True, kw_only=True)
 class StepLimits:
-    """What an executor takes: the most rows of a step, pages of the cache, ids of the vocabulary, and the tags of numerics that it knows."""
+    """What an executor takes: the most rows of a step, pages of the cache, ids of the vocabulary, and the tags of numerics."""
 
     max_rows: int
     num_pages: int

@@ -28,8 +28,9 @@ from minicpm4.engine.score import score_tokens
 from minicpm4.errors import ConfigError, MiniCPMError
 from minicpm4.executors import ExecutorOptions, capabilities_of, create_executor
 from minicpm4.hardware import cache_folder, num_cores
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, pages_for
+from minicpm4.model import ModelConfig, PackedTensor, pages_for
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize
 
 TEXT = Path(__file__).with_name("quality.txt")

@@ -196,10 +196,10 @@ def test_the_memory_is_read_at_a_plausible_speed(monkeypatch: pytest.MonkeyPatch
 
 def test_packed_weights_are_kept_of_models_alone(subject: Subject) -> None:
     with pytest.raises(ConfigError, match="packed weights are kept of models, not of random weights; leave out --repack-cache"):
-        run_bench(subject, LoadOptions(repack_cache=True), QUICK)
+        run_bench(subject, LoadOptions(tile_cache=True), QUICK)
 
 
-SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, topk=2, window=64, dense_len=100)
+SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, sparse_topk=2, sparse_window=64, dense_len=100)
 
 
 def test_sparse_decoding_reads_what_it_attends_to_and_its_kernels(subject: Subject) -> None:

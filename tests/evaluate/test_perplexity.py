@@ -101,11 +101,11 @@ def test_finished_windows_are_not_computed_again(toy_llm: LLM, toy_load: LoadOpt
 
 
 def test_sparse_attention_sees_less(toy_load: LoadOptions, tmp_path: Path) -> None:
-    load = LoadOptions(model=toy_load.model, executor="torch", threads=1, sparse=True, topk=1, window=64, dense_len=0)
+    load = LoadOptions(model=toy_load.model, executor="torch", threads=1, sparse=True, sparse_topk=1, sparse_window=64, dense_len=0)
     with LLM.from_options(load) as llm:
         result = run(llm, load, tmp_path / "a.jsonl", [Text("long.txt", TEXTS[1].text * 5)], length=512)
     assert 0.2 < result.total.attended_share < 0.9
-    assert result.recipe["command"].endswith("--executor torch --threads 1 --sparse --topk 1 --window 64 --dense-len 0")
+    assert result.recipe["command"].endswith("--threads 1 --executor torch --sparse --sparse-topk 1 --sparse-window 64 --dense-len 0")
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,9 @@ class Scheduler:
         room = self.max_step_tokens
         for sequence in sorted(self._running, key=lambda s: s.num_waiting > 1):  # those that decode first, else in order
             if room and sequence in self._running:  # it may have been preempted for one before it
-                room -= self._schedule(sequence, room, chunks, draft_of)
+                room -= self._schedule(self._chunk(sequence, room, draft_of), chunks)
         while room and self._waiting and self._can_start(self._waiting[0]):
-            room -= self._schedule(self._start(), room, chunks, None)
+            room -= self._schedule(self._chunk(self._start(), room), chunks)
         return Plan(tuple(chunks), dict(self._copies))
 
     def note_copied(self) -> None:
@@ -240,9 +240,9 @@ class Scheduler:
         self._running.append(sequence)
         return sequence
 
-    def _schedule(self, sequence: Sequence, room: int, chunks: list[Chunk], draft_of: DraftOf | None) -> int:
-        """Adds the sequence's chunk if pages can be had; returns its rows."""
-        chunk = self._chunk(sequence, room, draft_of)
+    def _schedule(self, chunk: Chunk, chunks: list[Chunk]) -> int:
+        """Adds the chunk if pages can be had; returns its rows."""
+        sequence = chunk.sequence
         lacks = pages_for(sequence.num_cached + chunk.num_rows) - len(sequence.pages)
         shared = self._shared(sequence)
         if chunk.draft is not None and lacks + len(shared) > self.pool.num_free:  # a guess is not worth another's pages
@@ -260,7 +260,7 @@ class Scheduler:
         chunks.append(chunk)
         return chunk.num_rows
 
-    def _chunk(self, sequence: Sequence, room: int, draft_of: DraftOf | None) -> Chunk:
+    def _chunk(self, sequence: Sequence, room: int, draft_of: DraftOf | None = None) -> Chunk:
         """As many tokens as there is room for; a draft behind the last token of a sequence that decodes."""
         num_tokens = min(room, sequence.num_waiting_alike)
         is_complete = num_tokens == sequence.num_waiting

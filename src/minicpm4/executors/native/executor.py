@@ -19,8 +19,9 @@ from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
 from minicpm4.executors.native.schedule import Phase, add_encoding, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice
-from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
+from minicpm4.model import Model, ModelConfig, Step, assemble
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 from minicpm4.quant.activations import meets_bf16
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors.backend import Wishes
+from minicpm4.executors.backend import Preferences
 from minicpm4.executors.base import (
     HALF_CACHE,
     BackendOptions,
@@ -24,9 +24,10 @@ from minicpm4.executors.base import (
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
 from minicpm4.hardware import Choice, available_memory, num_cores
-from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
+from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Step, assemble, forward
 from minicpm4.model.sparse_step import plan_sparse
 from minicpm4.model.step import StepLimits, check_step, whole_pages_step
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -121,11 +122,15 @@ class TorchBackend:
         compressed_format="f32",
     )
 
-    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[TorchOptions, tuple[Choice, ...]]:
+    def resolve(
+        self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
+    ) -> tuple[TorchOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`."""
-        threads = asked_or(None if wishes.threads is None else str(wishes.threads), Choice("threads", str(num_cores()), "one a core"))
-        kv_format = asked_or(wishes.kv_format, HALF_CACHE)
-        options = TorchOptions(kv_format=kv_format.value, device=wishes.device or "cpu", threads=int(threads.value))
+        threads = asked_or(
+            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
+        )
+        kv_format = asked_or(preferences.kv_format, HALF_CACHE)
+        options = TorchOptions(kv_format=kv_format.value, device=preferences.device or "cpu", threads=int(threads.value))
         return options, (threads, kv_format)
 
     def weight_bytes(self, format_name: str, shape: tuple[int, ...], options: TorchOptions) -> int:

@@ -109,9 +109,6 @@ class AscendDevice:
     def load(self, weights: WeightLoader, name: str) -> Parameter:
         return Parameter(Tensor(dequantize(weights(name))).astype(DTYPE), name=name, requires_grad=False)
 
-    def check(self, step: Step) -> None:
-        """Nothing here reads past what it is given."""
-
     def has_past(self, step: Step) -> bool:
         """Whether there are tokens that the cache alone has; of a single one nobody asks, that decoding needs one graph."""
         return len(step.tokens_T) == 1 or bool((step.lengths_S != np.diff(step.starts_S1)).any())

@@ -130,13 +130,6 @@ class CpuDevice:
         multiply, look_up = self.operation("multiply", rows), self.operation("look_up", columns)
         return CpuMatrix(tensor.shape, address, multiply, look_up, packed.nbytes)
 
-    def check(self, step: Step) -> None:
-        """ValueError where a step would leave the memory."""
-        s = step
-        self.attention.check(
-            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, self.config.vocab_size
-        )
-
     def has_past(self, step: Step) -> bool:
         """In any case: our kernels read all tokens from the cache."""
         return True

@@ -24,6 +24,7 @@ from minicpm4.executors.mindspore.rows import INPUTS, SIZES, NamedStep, Padder
 from minicpm4.hardware import Choice, available_memory, num_cores
 from minicpm4.model import Model, ModelConfig, Step, assemble, forward, pages_for
 from minicpm4.model.tensors import STORAGE_FORMATS
+from minicpm4.model.step import StepLimits, check_step
 from minicpm4.quant import KV_FORMATS
 
 DEVICES: dict[str, type[CpuDevice] | type[AscendDevice]] = {"cpu": CpuDevice, "ascend": AscendDevice}
@@ -46,13 +47,16 @@ class MindSporeExecutor:
         )
         self._model: Model[Any] = assemble(config, lambda name: self._device.load(weights, name), context_length=cache.context_length)
         self._padder = Padder(cache.max_step_tokens, pages_for(cache.context_length), cache.num_pages)
+        self._limits = StepLimits(max_rows=cache.max_step_tokens, num_pages=cache.num_pages, vocab_size=config.vocab_size)
         self._graphs: dict[tuple[tuple[int, int], bool], Callable[..., Tensor]] = {}
         matrices = [weight for layer in self._model.layers for weight in layer.parameters]
         self.weight_bytes = sum(int(weight.nbytes) for weight in (*matrices, self._model.norm, self._model.head))
         self.kv_bytes = int(self._device.kv_bytes)
 
     def run(self, step: Step) -> StepResult:
-        self._device.check(step)
+        check_step(step, self._limits)
+        if step.ancestors_T is not None:
+            raise ValueError("the MindSpore executor runs no draft trees")
         padded = self._padder.pad(step)
         kind = padded.size, self._device.has_past(step)
         if kind not in self._graphs:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.against import commit_of, install_commit
+from benchmarks.against import commit_of, harness_of, install_commit
 from benchmarks.cases import SETS, Case, case_values, read_cases
 from benchmarks.engines.work import Work
 from benchmarks.journal import Journal, Record, open_journal
@@ -80,7 +80,7 @@ def make_plan(given: argparse.Namespace) -> Plan:
     if given.against:
         commit = commit_of(given.against)
         interpreter = install_commit(commit, models / "commits")
-        engines.insert(0, Engine(f"{OURS}@{commit}", PROGRAMS[OURS], str(interpreter)))
+        engines.insert(0, Engine(f"{OURS}@{commit}", PROGRAMS[OURS], str(interpreter), harness_of(interpreter)))
     names = [engine.name for engine in engines]
     if not names:
         raise ConfigError("no engine is left to measure", hint="leave --without out")

@@ -1,7 +1,7 @@
-"""Draft trees without masks: each path of a tree becomes a sequence of its own, on pages of its own where it parts from what is cached.
+"""Draft trees without masks: each path of a tree becomes a sequence of its own, on pages of its own behind what is cached.
 
 For executors whose attention knows positions alone. A row is still computed once, in the first path that it is on; its keys and values are
-written to the pages of the others too, and to its own slot. So a row sees what its path alone would, in the same places: the same arithmetic.
+written to the pages of the others too, and to its own slot. So a row sees what its path alone would, in the same places.
 """
 
 # T rows, S sequences, M further slots

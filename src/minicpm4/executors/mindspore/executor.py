@@ -23,8 +23,8 @@ from minicpm4.executors.mindspore.options import MindSporeOptions
 from minicpm4.executors.mindspore.rows import INPUTS, SIZES, NamedStep, Padder
 from minicpm4.hardware import Choice, available_memory, num_cores
 from minicpm4.model import Model, ModelConfig, Step, assemble, forward, pages_for
-from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.model.step import StepLimits, check_step
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import KV_FORMATS
 
 DEVICES: dict[str, type[CpuDevice] | type[AscendDevice]] = {"cpu": CpuDevice, "ascend": AscendDevice}

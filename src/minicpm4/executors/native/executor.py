@@ -178,9 +178,7 @@ class NativeExecutor:
             linear = linearize(step, range(*self._program.tree_pages))
             self._program.copy_pages(linear.sources, linear.targets)
             s, more = linear.step, (linear.more_starts_T1, linear.more_slots_M, linear.fresh_S)
-        logits, maxima, hidden = self._program.run(
-            s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, more
-        )
+        logits, maxima, hidden = self._program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, more)
         return StepResult(logits, BlockMaxima(self._program.task_columns, maxima), hidden if step.wants_hidden else None)
 
     def chosen_blocks(self) -> np.ndarray:

@@ -102,5 +102,7 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         program.begin_phase(_native.PhaseKind.rows, False)
         program.add(_native.Op.merge, **UNUSED | {"out": out, "a": out, "layer": layer})
     program.randomize(np.arange(num_pages, dtype=np.int32), 0)
-    step = single_step(np.arange(case.rows, dtype=np.int32), start=case.context - case.rows)
-    return lambda: program.run(step.tokens_T, step.starts_S1, step.lengths_S, step.pages_SP, step.logit_rows_R, step.numerics_S)
+    s = single_step(np.arange(case.rows, dtype=np.int32), start=case.context - case.rows)
+    return lambda: program.run(
+        step.tokens_T, step.starts_S1, step.lengths_S, step.pages_SP, step.logit_rows_R, step.numerics_S, step.adapters_S
+    )

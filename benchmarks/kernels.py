@@ -144,7 +144,7 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
     s = single_step(np.arange(batch, dtype=np.int32), numerics=int(setup.activations == "bf16"))
 
     def run() -> None:
-        program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S)
+        program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)
 
     return run
 

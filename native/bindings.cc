@@ -30,7 +30,7 @@ namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pages = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using MoreSlots = std::tuple<Ints, Ints, Ints>;  // more_starts, more_slots, fresh of a StepView
+using Branches = std::tuple<Ints, Ints, Ints, Ints, Ints>;  // pages to copy from and to; more_starts, more_slots and fresh of a StepView
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 
@@ -130,6 +130,18 @@ void require_range(const int32_t* values, int count, int64_t limit, const char* 
   for (int i = 0; i < count; ++i) require(0 <= values[i] && values[i] < limit, what);
 }
 
+void check_copies(const Ints& sources, const Ints& targets, int num_pages) {
+  const int count = static_cast<int>(sources.size());
+  require(targets.size() == sources.size(), "one target a source");
+  require_range(sources.data(), count, num_pages, "a page to copy is not in the cache");
+  require_range(targets.data(), count, num_pages, "a page to copy to is not in the cache");
+}
+
+void make_copies(Program& program, const Ints& sources, const Ints& targets) {
+  for (size_t i = 0; i < sources.size(); ++i)
+    if (sources.data()[i] != targets.data()[i]) program.copy_page(sources.data()[i], targets.data()[i]);
+}
+
 // The arrays of a step that say what the others must be; see Step and LinearStep in src/minicpm4/model. Kernels believe a step: here is where a
 // wrong one stops. Positions and slots follow from it, so that nobody can state them wrongly.
 struct CheckedStep {
@@ -137,16 +149,18 @@ struct CheckedStep {
   StepView view;
 
   CheckedStep(const Program& program, const Ints& tokens, const Ints& starts, const Ints& lengths, const Pages& pages, const Ints& logit_rows, const Ints& numerics,
-              const std::optional<MoreSlots>& more)
+              const Ints& adapters, const std::optional<Branches>& branches)
       : positions(tokens.size()), slots(tokens.size()) {
     const Program::Options& options = program.options();
     const int num_rows = static_cast<int>(tokens.size()), num_sequences = static_cast<int>(lengths.size());
     require(num_rows <= options.max_rows && logit_rows.size() <= static_cast<size_t>(options.max_rows), "a step has more rows than the program was made for");
-    require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size() && numerics.size() == lengths.size(),
-            "one start, length, tag of numerics and row of pages a sequence");
+    require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size() && numerics.size() == lengths.size() && adapters.size() == lengths.size(),
+            "one start, length, tag of numerics, adapter and row of pages a sequence");
+    require_range(adapters.data(), num_sequences, 1, "the executor has no adapters");
     require_range(tokens.data(), num_rows, program.num_tokens(), "a token is not in the vocabulary");
     require_range(logit_rows.data(), static_cast<int>(logit_rows.size()), num_rows, "a row of logits is not in the step");
     require_range(numerics.data(), num_sequences, options.has_bf16_prompts ? kBf16 + 1 : kOrdinary + 1, "a tag of numerics is unknown");
+    for (size_t i = 1; i < logit_rows.size() && !branches; ++i) require(logit_rows.data()[i - 1] < logit_rows.data()[i], "rows of logits do not ascend");
     require(starts.data()[0] == 0 && starts.data()[num_sequences] == num_rows, "starts do not cover the rows");
     writers_.assign(program.num_all_pages(), -1);
     for (int s = 0; s < num_sequences; ++s) place_rows(program, s, starts.data(), lengths.data()[s], pages);
@@ -162,7 +176,7 @@ struct CheckedStep {
             .num_sequences = num_sequences,
             .pages_stride = static_cast<int>(pages.shape(1)),
             .num_logits = static_cast<int>(logit_rows.size())};
-    if (more) add_more(program, *more);
+    if (branches) add_branches(program, *branches);
   }
 
  private:
@@ -184,8 +198,9 @@ struct CheckedStep {
     }
   }
 
-  void add_more(const Program& program, const MoreSlots& more) {
-    const auto& [starts, more_slots, fresh] = more;
+  void add_branches(const Program& program, const Branches& branches) {
+    const auto& [sources, targets, starts, more_slots, fresh] = branches;
+    check_copies(sources, targets, program.num_all_pages());
     require(starts.size() == positions.size() + 1 && starts.data()[0] == 0 && starts.data()[positions.size()] == static_cast<int>(more_slots.size()),
             "further slots do not cover the rows");
     for (size_t row = 0; row < positions.size(); ++row) require(starts.data()[row] <= starts.data()[row + 1], "further slots do not rise");
@@ -205,10 +220,11 @@ nb::ndarray<nb::numpy, float> rows_of(Program& program, int buffer, size_t rows)
 
 // Logits, the largest of each task's, and the hidden states where the program keeps them: views, valid until the next run.
 nb::tuple run(Program& program, const Ints& tokens, const Ints& starts, const Ints& lengths, const Pages& pages, const Ints& logit_rows, const Ints& numerics,
-              const std::optional<MoreSlots>& more) {
-  const CheckedStep step(program, tokens, starts, lengths, pages, logit_rows, numerics, more);
+              const Ints& adapters, const std::optional<Branches>& branches) {
+  const CheckedStep step(program, tokens, starts, lengths, pages, logit_rows, numerics, adapters, branches);
   {
     const nb::gil_scoped_release unlocked;
+    if (branches) make_copies(program, std::get<0>(*branches), std::get<1>(*branches));
     program.run(step.view);
   }
   const auto optional = [&](int buffer) { return buffer < 0 ? nb::object(nb::none()) : nb::cast(rows_of(program, buffer, logit_rows.size())); };
@@ -257,13 +273,9 @@ void randomize(Program& program, const Ints& pages, uint64_t seed) {
 }
 
 void copy_pages(Program& program, const Ints& sources, const Ints& targets) {
-  const int count = static_cast<int>(sources.size()), num_pages = program.num_all_pages();
-  require(targets.size() == sources.size(), "one target a source");
-  require_range(sources.data(), count, num_pages, "a page to copy is not in the cache");
-  require_range(targets.data(), count, num_pages, "a page to copy to is not in the cache");
+  check_copies(sources, targets, program.options().num_pages);
   const nb::gil_scoped_release unlocked;
-  for (int i = 0; i < count; ++i)
-    if (sources.data()[i] != targets.data()[i]) program.copy_page(sources.data()[i], targets.data()[i]);
+  make_copies(program, sources, targets);
 }
 
 // Bytes a second of reading `bytes` of memory from end to end with the whole team; the best of `repeats`.
@@ -383,7 +395,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("task_columns", &Program::task_columns)
       .def("chosen_blocks", &chosen_blocks_of)
       .def("run", &run, nb::arg("tokens"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("numerics"),
-           nb::arg("more").none() = nb::none())
+           nb::arg("adapters"), nb::arg("branches").none() = nb::none())
       .def("copy_slots", &copy_slots, nb::arg("pages"), nb::arg("start"), nb::arg("rows"))
       .def("keep_hidden", [](Program& program, int buffer) { program.keep_hidden(buffer); }, nb::arg("buffer"))
       .def_prop_ro("tree_pages", [](const Program& program) { return nb::make_tuple(program.options().num_pages, program.num_all_pages()); })

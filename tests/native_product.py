@@ -40,5 +40,5 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
     program.add(_native.Op.multiply, **UNUSED | {"out": out, "a": x, "weight": factor})
     each = np.arange(num_rows, dtype=np.int32)
     s = single_step(each, num_logits=num_rows)
-    result, *_ = program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S)
+    result, *_ = program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)
     return np.array(result)

@@ -106,7 +106,8 @@ class Program:
         pages: np.ndarray,
         logit_rows: np.ndarray,
         numerics: np.ndarray,
-        more: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        adapters: np.ndarray,
+        branches: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
     def copy_slots(self, pages: np.ndarray, start: int, rows: np.ndarray) -> None: ...
     def keep_hidden(self, buffer: int) -> None: ...

@@ -19,7 +19,7 @@ from minicpm4.cli import app
 from minicpm4.cli.grouped import grouped
 from minicpm4.cli.options import load_options
 from minicpm4.engine import LoadOptions
-from minicpm4.evaluate.recipe import load_words
+from minicpm4.fields import words_of
 from minicpm4.hardware import child_environment
 from tests.checkpoint.checkpoint_files import TINY_JSON
 
@@ -168,7 +168,7 @@ def test_sparse_attention_by_flags_is_said_in_the_line_after_the_answer(default_
 def test_nothing_is_known_from_before_where_that_was_asked_for():
     assert load_options().prefix_cache
     assert not load_options(prefix_cache=False).prefix_cache
-    assert load_words(LoadOptions(prefix_cache=False, dense_len=5)) == ["--dense-len", "5", "--no-prefix-cache"]
+    assert words_of(LoadOptions(prefix_cache=False, dense_len=5)) == ["--dense-len", "5", "--no-prefix-cache"]
 
 
 def test_stop_texts_by_environment_are_lines(default_gguf):

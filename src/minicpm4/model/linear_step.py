@@ -31,6 +31,11 @@ class LinearStep:
     more_slots_M: np.ndarray
     fresh_S: np.ndarray
 
+    @property
+    def branches(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What is beside the step."""
+        return self.sources, self.targets, self.more_starts_T1, self.more_slots_M, self.fresh_S
+
 
 @dataclass
 class Writer:

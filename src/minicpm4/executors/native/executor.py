@@ -170,15 +170,13 @@ class NativeExecutor:
         )
 
     def run(self, step: Step) -> StepResult:
-        s, more = step, None
-        if step.adapters_S.any():
-            raise ValueError(f"the executor has no adapters, the step asks for {step.adapters_S.tolist()}")
+        s, branches = step, None
         if step.ancestors_T is not None:
             check_step(step, self._limits)
             linear = linearize(step, range(*self._program.tree_pages))
-            self._program.copy_pages(linear.sources, linear.targets)
-            s, more = linear.step, (linear.more_starts_T1, linear.more_slots_M, linear.fresh_S)
-        logits, maxima, hidden = self._program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, more)
+            s, branches = linear.step, linear.branches
+        arrays = (s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)
+        logits, maxima, hidden = self._program.run(*arrays, branches)
         return StepResult(logits, BlockMaxima(self._program.task_columns, maxima), hidden if step.wants_hidden else None)
 
     def chosen_blocks(self) -> np.ndarray:

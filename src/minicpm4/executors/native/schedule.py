@@ -170,7 +170,7 @@ def assign_buffers(phases: list[Phase], *, encoded: Collection[str], kept: Value
     A buffer is free again after the phase that reads its value last, or at once for an operation that may work in place.
     Values with codes keep their buffer's codes, so a buffer is shared only by values of equal columns.
     """
-    local = local_values(phases, encoded)
+    local = local_values(phases, encoded) - {kept.index}
     last_phase = {value.index: number for number, phase in enumerate(phases) for call in phase.calls for value in call.inputs}
     last_phase |= {final_value(phases).index: len(phases), kept.index: len(phases)}
     buffer_of: dict[int, int] = {}

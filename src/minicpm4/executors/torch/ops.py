@@ -23,7 +23,8 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TorchStep:
-    """A step with its arrays on the device, and the host's step beside them for lengths and pages. more: rows and further slots of theirs."""
+    """A step with its arrays on the device, and the host's step beside them for lengths and pages. more: rows, and further
+    slots of theirs."""
 
     host: Step
     tokens_T: Tensor

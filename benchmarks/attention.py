@@ -103,6 +103,4 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         program.add(_native.Op.merge, **UNUSED | {"out": out, "a": out, "layer": layer})
     program.randomize(np.arange(num_pages, dtype=np.int32), 0)
     s = single_step(np.arange(case.rows, dtype=np.int32), start=case.context - case.rows)
-    return lambda: program.run(
-        step.tokens_T, step.starts_S1, step.lengths_S, step.pages_SP, step.logit_rows_R, step.numerics_S, step.adapters_S
-    )
+    return lambda: program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)

@@ -35,6 +35,7 @@ from minicpm4.model import ModelConfig, PackedTensor, pages_for
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize
+from minicpm4.records import write_atomic
 
 TEXT = Path(__file__).with_name("quality.txt")
 FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0")
@@ -115,10 +116,7 @@ def reference_score(subject: Subject, tokens: Sequence[int], *, folder: Path) ->
     if path.exists():
         return Score(**json.loads(path.read_text()))
     score = score_text("reference", subject, tokens, options=ReferenceOptions(kv_format="f32"))
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(asdict(score)))
-    unfinished.replace(path)
+    write_atomic(path, json.dumps(asdict(score)))
     return score
 
 

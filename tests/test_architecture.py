@@ -133,9 +133,9 @@ def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Functi
 
 def test_the_table_is_the_design() -> None:
     assert TABLE["cli"] >= {"deploy", "engine", "executors", "quant", "checkpoint", "text", "model", "errors", "hardware"}
-    assert TABLE["quant"] == TABLE["checkpoint"] == TABLE["text"] == {"model", "fields", "errors", "hardware"}
+    assert TABLE["quant"] == TABLE["checkpoint"] == TABLE["text"] == {"model", "checks", "records", "fields", "errors", "hardware"}
     assert TABLE["errors"] == TABLE["hardware"] == set()
-    assert TABLE["clean"] == {"errors", "hardware"}
+    assert TABLE["clean"] == {"checks", "records", "fields", "errors", "hardware"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=place_of)

@@ -12,12 +12,12 @@ import numpy as np
 
 from benchmarks.engines.work import Work, measure_steps, run_program
 from minicpm4.deploy import checkpoint_subject
-from minicpm4.deploy.bench import source_commit
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.load import preferences_of, size_cache
 from minicpm4.executors import create_executor, resolve_options
 from minicpm4.executors.native import NativeOptions
 from minicpm4.model import Segment, Step, make_step, pages_for
+from minicpm4.records import source_commit
 
 
 class MiniCPM4:

@@ -19,8 +19,6 @@ import numpy as np
 from minicpm4.deploy.subject import Subject
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.load import preferences_of, size_cache
-from minicpm4.engine.recipe import software_facts
-from minicpm4.engine.recipe import source_commit as source_commit  # benchmarks/engines, which also run older commits, look for it here
 from minicpm4.errors import CapacityError, ConfigError
 from minicpm4.executors import CacheSize, Executor, compressed_bytes_per_page, create_executor, kv_bytes_per_token, resolve_options
 from minicpm4.executors.base import BackendOptions
@@ -30,6 +28,7 @@ from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
 from minicpm4.model.sparse import count_attended
 from minicpm4.model.step import single_step
+from minicpm4.records import software_facts
 
 Progress = Callable[[str], None]
 

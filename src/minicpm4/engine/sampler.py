@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class ChosenToken:
+class ChosenToken(NamedTuple):
     """A chosen token; logprobs where the request asked for them."""
 
     token: int

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import NamedTuple
 
 from minicpm4.engine.draft import Accepted, Draft
 from minicpm4.engine.pages import PagePool
@@ -74,8 +75,7 @@ class Sequence:
         return num_prompt, self.adapter, self.salt
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A sequence's rows of a step: its next `num_tokens` tokens, and after them what was drafted. is_complete: these are all that wait, so
     that their last one gives logits, and each drafted one does."""
 
@@ -86,11 +86,11 @@ class Chunk:
 
     @property
     def num_rows(self) -> int:
-        return self.num_tokens + (len(self.draft.tokens) if self.draft else 0)
+        return self.num_tokens if self.draft is None else self.num_tokens + len(self.draft.tokens)
 
     @property
     def num_logits(self) -> int:
-        return self.num_rows - self.num_tokens + 1 if self.is_complete else 0
+        return 0 if not self.is_complete else 1 if self.draft is None else 1 + len(self.draft.tokens)
 
     def segment(self) -> Segment:
         sequence, draft, start = self.sequence, self.draft, self.sequence.num_cached
@@ -246,7 +246,7 @@ class Scheduler:
         lacks = pages_for(sequence.num_cached + chunk.num_rows) - len(sequence.pages)
         shared = self._shared(sequence)
         if chunk.draft is not None and lacks + len(shared) > self.pool.num_free:  # a guess is not worth another's pages
-            chunk = replace(chunk, draft=None)
+            chunk = chunk._replace(draft=None)
             lacks = pages_for(sequence.num_cached + chunk.num_rows) - len(sequence.pages)
         while max(0, lacks) + len(shared) > self.pool.num_free:
             victim = self._running[-1]
@@ -256,7 +256,8 @@ class Scheduler:
             shared = self._shared(sequence)
         for index in shared:
             self._copy(sequence, index)
-        sequence.pages.extend(self.pool.allocate(max(0, lacks)))
+        if lacks > 0:
+            sequence.pages.extend(self.pool.allocate(lacks))
         chunks.append(chunk)
         return chunk.num_rows
 

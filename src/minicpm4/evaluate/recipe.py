@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from minicpm4.engine import LLM, LoadOptions
-from minicpm4.engine.recipe import software_facts
 from minicpm4.fields import words_of
+from minicpm4.records import software_facts
 
 
 def settings_of(llm: LLM, **options: object) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def add_tree(writer: Writer, segment: Segment, paths: list[list[int]], *, first_
         owned |= {*path}
         new = path[earlier:]
         tokens = [int(segment.tokens[row]) for row in new]
-        writer.segments.append(replace(segment, tokens=tokens, start=start + earlier, pages=pages))
+        writer.segments.append(segment._replace(tokens=tokens, start=start + earlier, pages=pages))
         writer.fresh.append(start)
         writer.old_rows += [first_row + row for row in new]
 

@@ -33,14 +33,14 @@ def test_several_threads_share_a_batch(llm):
         assert [one.result(timeout=100) for one in waiting] == alone
     gc.collect()
     llm.generate("a", SamplingParams(max_tokens=1))
-    assert not llm._answers
+    assert llm.session.num_requests == 0
 
 
 def test_a_closed_model_is_told_to_other_threads(default_gguf):
     llm = LLM(str(default_gguf), context_length=512)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(llm.generate, "The sun", SamplingParams(max_tokens=400, ignore_eos=True))
-        while not llm._answers:
+        while not llm.session.num_requests:
             time.sleep(0.001)
         llm.close()
         with pytest.raises(RequestError, match="this LLM was closed"):

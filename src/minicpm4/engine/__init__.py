@@ -1,10 +1,11 @@
 """Runs requests on a loaded model: scheduling, pages, sampling, and the Python interface `LLM`."""
 
 from minicpm4.engine.answer import Completion
-from minicpm4.engine.llm import LLM, Stream
+from minicpm4.engine.llm import LLM
 from minicpm4.engine.load import LoadOptions, LoadProgress, plan_load, read_text_side, resolve_options
 from minicpm4.engine.memory import MemoryPlan
 from minicpm4.engine.params import SamplingParams
+from minicpm4.engine.stream import Stream
 
 __all__ = [
     "LLM",

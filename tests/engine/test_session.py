@@ -1,4 +1,4 @@
-"""A session on a small random model: what threads, aborts, failures and closing do to requests. PATIENCE is long: no wake-up is lost."""
+"""A session on a small random model: what threads, aborts, failures and closing do to requests."""
 
 import gc
 import signal
@@ -9,115 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from minicpm4 import CapacityError, MiniCPMError, RequestError, SamplingParams
-from minicpm4.engine.engine import Engine, Limits
-from minicpm4.engine.session import Session
-from tests.engine.toy_llm import Hooked
-from tests.toy import TOY, toy_executor, toy_weights
+from minicpm4 import CapacityError, MiniCPMError, RequestError
+from tests.engine.toy_session import DEADLINE, LONG, PARAMS, PROMPTS, Answers, pages_in_use, session_of, steps
 
-PROMPTS = [[5, 6, 7], list(range(70)), [11], [90, 3, 3, 3, 8], list(range(40, 60))]
-LONG = [int(token) for token in np.random.default_rng(1).integers(0, TOY.vocab_size, 150)]  # four steps of 48
-PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
-NUM_PAGES = 16
-DEADLINE = 60  # seconds, for what takes milliseconds
-
-
-class Answers:
-    """The sink of one submission: its tokens and errors."""
-
-    def __init__(self, session, prompt, params=PARAMS):
-        self.session, self.tokens, self.errors, self.news = session, [[] for _ in range(params.n)], [], threading.Event()
-        self.requests = session.submit(prompt, params, self.take, on_error=lambda request, error: self.errors.append(error))
-
-    def take(self, request, event):
-        self.tokens[request.sample] += tokens_of(event)
-        if event.finish_reason is not None:
-            self.news.set()
-
-    def is_over(self):
-        return all(request.is_over for request in self.requests)
-
-    def wait(self):
-        self.session.run_until(self.is_over)
-        for request in self.requests:
-            if request.error is not None:
-                raise request.error
-        return self.tokens
-
-    def abort(self):
-        for request in self.requests:
-            self.session.abort(request)
-
-
-def tokens_of(event):
-    return [] if event.token is None else [event.token]
-
-
-def pages_in_use(session):
-    return NUM_PAGES - session._engine.scheduler.pool.num_free
-
-
-def steps(session, hooked, number):
-    """Computes so many."""
-    begun = []
-    hooked.before_step = lambda: begun.append(1)
-    session.run_until(lambda: len(begun) >= number)
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch):
-    monkeypatch.setattr("minicpm4.engine.turns.PATIENCE", 1000.0)
-
-
-def new_executor():
-    return toy_executor("native", TOY, toy_weights(TOY), num_pages=NUM_PAGES, max_step_tokens=48, threads=1)
-
-
-@pytest.fixture(scope="module")
-def native():
-    executor = new_executor()
-    yield executor
-    executor.close()
-
-
-@pytest.fixture
-def hooked(native):
-    return Hooked(native)
-
-
-@pytest.fixture
-def session(hooked):
-    return session_of(hooked)
-
-
-def session_of(executor, **options):
-    return Session(Engine(executor, Limits(TOY.vocab_size, frozenset(), 400, num_pages=NUM_PAGES, max_step_tokens=48)), **options)
-
-
-@pytest.fixture(scope="module")
-def alone():
-    """A function: the answers to a prompt in a session of its own, on an executor of its own."""
-    executor = new_executor()
-    yield lambda prompt, params=PARAMS: Answers(session_of(executor), prompt, params).wait()
-    executor.close()
-
-
-@pytest.fixture
-def held(hooked):
-    """The next step of the session is being computed until `let_go` is set; `begun` says that it is."""
-
-    class Held:
-        begun, let_go = threading.Event(), threading.Event()
-
-        def hold(self):
-            hooked.before_step = lambda: None
-            self.begun.set()
-            assert self.let_go.wait(DEADLINE)
-
-    held = Held()
-    hooked.before_step = held.hold
-    yield held
-    held.let_go.set()
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=str)
@@ -362,73 +257,6 @@ def test_closing_waits_for_the_step(hooked, held):
     for use in (lambda: session.score([1, 2]), session.run_forever, lambda: session.run_until(lambda: False)):
         with pytest.raises(RequestError, match="this LLM was closed"):
             use()
-
-
-@pytest.fixture
-def served(session):
-    """The session, which a thread serves; its future says how that ended."""
-    with ThreadPoolExecutor(1) as pool:
-        session.future = pool.submit(session.run_forever)
-        yield session
-        session.stop()
-
-
-def asleep(session):
-    while not session._sleepers:
-        pass
-
-
-def test_a_server_wakes_for_what_comes(served, alone):
-    for prompt in PROMPTS:
-        asleep(served)
-        answers = Answers(served, prompt)
-        assert answers.news.wait(DEADLINE)
-        assert answers.tokens == alone(prompt)
-    assert Answers(served, PROMPTS[1]).wait() == alone(PROMPTS[1])  # who waits and who serves share steps
-    assert len(served.score(LONG).logprobs_N) == len(LONG) - 1
-    asleep(served)
-    assert pages_in_use(served) == 0
-    served.stop()
-    served.future.result(DEADLINE)
-    served.stop()
-    served.run_forever()  # was stopped before it began
-
-
-def test_an_abort_while_the_server_sleeps_or_computes(served, held):
-    answers = Answers(served, LONG)
-    assert held.begun.wait(DEADLINE)
-    answers.abort()
-    held.let_go.set()
-    asleep(served)
-    assert (answers.tokens, pages_in_use(served)) == ([[]], 0)
-
-
-def test_a_server_that_is_closed_returns(served):
-    asleep(served)
-    served.close()
-    assert served.future.result(DEADLINE) is None
-
-
-def test_a_step_that_fails_under_a_server_is_told_to_all(session, hooked, held, alone):
-    def fail():
-        held.hold()
-        raise MemoryError("no more")
-
-    hooked.before_step = fail
-    with ThreadPoolExecutor(2) as pool:
-        pushed = Answers(session, PROMPTS[0])
-        serving = pool.submit(session.run_forever)
-        assert held.begun.wait(DEADLINE)
-        waiting = pool.submit(Answers(session, LONG).wait)
-        held.let_go.set()
-        with pytest.raises(MemoryError):
-            serving.result(DEADLINE)
-        error = waiting.exception(DEADLINE)  # none where it came later, and computed for itself
-        assert error is None or str(error).endswith("failed: MemoryError: no more; ask again")
-    assert [str(error) for error in pushed.errors] == ["the step that computed this answer failed: MemoryError: no more; ask again"]
-    assert isinstance(pushed.requests[0].error.__cause__, MemoryError)
-    assert Answers(session, PROMPTS[0]).wait() == alone(PROMPTS[0])
-    assert pages_in_use(session) == 0
 
 
 def test_scores_come_between_the_steps_of_others(session, hooked):

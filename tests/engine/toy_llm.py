@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minicpm4 import LLM
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.session import Session
 from minicpm4.executors import Executor
 from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import TINY_JSON, tiny_weights, write_folder
@@ -34,3 +37,11 @@ def toy_llm(folder: Path, **options: Any) -> LLM:
     config, _ = config_from_hf(values)
     write_folder(folder, config=values, weights=tiny_weights(config))
     return LLM(write_tokenizer_folder(folder), threads=1, **options)
+
+
+def hook_into(llm: LLM, *, max_step_tokens: int) -> Hooked:
+    """Gives the LLM a session of smaller steps, on an executor that a test can look into."""
+    hooked = Hooked(llm.loaded.executor)
+    limits = replace(llm.loaded.limits, max_step_tokens=max_step_tokens)
+    llm.session = Session(Engine(hooked, limits), on_close=llm.loaded.executor.close)
+    return hooked

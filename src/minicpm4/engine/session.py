@@ -149,7 +149,8 @@ class Session:
     def _in_turns(self, claim: Claim, work: Callable[[], object]) -> None:
         """Does the work whenever it is the claim's turn, until the claim is done. The turn is given back whatever happens."""
         try:
-            while not claim.is_done():
+            is_done = claim.is_done  # not the loop first: CPython 3.11 takes an interrupt at its jump back for one before the `try`
+            while not is_done():
                 if not self._turns.take(claim):
                     self._turns.wait(claim)
                     continue

@@ -5,7 +5,8 @@ import pytest
 
 from minicpm4 import CapacityError, RequestError, SamplingParams
 from minicpm4.engine.draft import Draft
-from minicpm4.engine.engine import Engine, Limits
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.limits import Limits
 from minicpm4.engine.sampler import Sampler
 from minicpm4.engine.scheduler import Scheduler
 from minicpm4.executors import StepResult

@@ -260,8 +260,8 @@ def test_an_abandoned_stream_is_not_computed(llm):
         break
     gc.collect()
     assert len(llm.generate("Water", GREEDY).token_ids) == 24
-    assert not llm._engine.scheduler.has_work
-    assert llm._engine.scheduler.pool.num_free == llm._engine.limits.num_pages
+    assert not llm.session._engine.scheduler.has_work
+    assert llm.session._engine.scheduler.pool.num_free == llm.session.limits.num_pages
 
 
 def test_one_broken_answer_of_several(llm, monkeypatch):

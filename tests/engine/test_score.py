@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minicpm4 import CapacityError, RequestError, SamplingParams
-from minicpm4.engine.engine import Engine, Limits
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.limits import Limits
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.executors import Executor
 from minicpm4.model.step import single_step

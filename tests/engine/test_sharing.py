@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
-from minicpm4.engine.engine import Engine, Limits
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.limits import Limits
 from minicpm4.executors import StepResult, backend
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.config import SparseConfig

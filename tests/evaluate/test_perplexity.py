@@ -12,9 +12,10 @@ import pytest
 from minicpm4.engine import LLM, LoadOptions
 from minicpm4.engine.score import Scores
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, RequestError
-from minicpm4.evaluate import Journal, PerplexityOptions, PerplexityResult, run_perplexity
+from minicpm4.evaluate import PerplexityOptions, PerplexityResult, run_perplexity
 from minicpm4.evaluate.perplexity import windows_of
 from minicpm4.evaluate.prose import Text, read_text
+from minicpm4.records import Journal
 
 TEXTS = [Text("a.txt", "The cat isn't here; they're there. 你好 " * 6), Text("b.txt", "In 1234 there were 10 cats and 2 dogs. " * 9)]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Sized
-from dataclasses import dataclass
 
 import numpy as np
 
 from minicpm4.engine.draft import Accepted, Draft, Drafter, choose
+from minicpm4.engine.limits import Limits, check_request, check_vocabulary
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.request import Event, FinishReason, Request
 from minicpm4.engine.sampler import Sampler
@@ -17,30 +17,7 @@ from minicpm4.engine.scheduler import Chunk, Plan, Scheduler, Sequence
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.errors import CapacityError, RequestError
 from minicpm4.executors import Executor, StepResult
-from minicpm4.model import PAGE_TOKENS, pages_for
-
-
-@dataclass(frozen=True)
-class Limits:
-    """vocab_size, eos_ids: the model's. context_length: the most tokens of one sequence, prompt and answer.
-
-    num_pages, max_step_tokens: those that the executor was made for. prefix_cache: whether full pages of what was computed are kept
-    for requests that begin alike, as long as nobody needs the pages. shares_pages: whether the executor can share and copy pages
-    (`Capabilities.cache`); without, nothing is kept, and each sample computes its prompt.
-    """
-
-    vocab_size: int
-    eos_ids: frozenset[int]
-    context_length: int
-    num_pages: int
-    max_step_tokens: int
-    prefix_cache: bool = True
-    shares_pages: bool = True
-
-    @property
-    def sequence_tokens(self) -> int:
-        """The most tokens that one sequence can have: a context, if the cache holds one."""
-        return min(self.context_length, self.num_pages * PAGE_TOKENS)
+from minicpm4.model import pages_for
 
 
 class Engine:
@@ -65,7 +42,7 @@ class Engine:
 
         RequestError, CapacityError where it could never run.
         """
-        self._check(prompt, params)
+        check_request(prompt, params, self.limits)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
         room = self.limits.sequence_tokens - len(prompt)
         last_length = len(prompt) + min(room, params.max_tokens or room)
@@ -81,7 +58,7 @@ class Engine:
 
     def score(self, tokens: Sized[int], *, first: int = 1) -> Scores:
         """Scores tokens[first:] at once, on pages that are free; requests keep theirs. RequestError, CapacityError where it cannot be."""
-        self._check_vocabulary(tokens)
+        check_vocabulary(tokens, self.limits.vocab_size)
         pool, needed = self.scheduler.pool, pages_for(len(tokens) - 1)
         if not 1 <= first < len(tokens):
             raise RequestError(
@@ -103,23 +80,6 @@ class Engine:
             return score_tokens(self._executor, tokens, pages=pages, first=first, step_tokens=self.limits.max_step_tokens)
         finally:
             pool.release(reversed(pages))
-
-    def _check_vocabulary(self, tokens: Iterable[int]) -> None:
-        size = self.limits.vocab_size
-        for token in tokens:
-            if not 0 <= token < size:
-                raise RequestError(f"token {token} is not in the vocabulary of {size}", hint="use this model's tokenizer")
-
-    def _check(self, prompt: Sized[int], params: SamplingParams) -> None:
-        limits = self.limits
-        if not prompt:
-            raise RequestError("the prompt is empty", hint="give at least one token; with a BOS token, empty text is one")
-        self._check_vocabulary((*prompt, *params.logit_bias, *params.stop_token_ids))
-        if len(prompt) >= limits.sequence_tokens:
-            raise CapacityError(
-                f"the prompt has {len(prompt)} tokens, the context holds {limits.sequence_tokens} with the answer",
-                hint="shorten the prompt, or raise the context (-c, context_length) or the cache (cache_tokens)",
-            )
 
     def cancel(self, number: int) -> None:
         """Ends a request; pages that it alone held are free at once. A request that has ended already, or never was, is no error."""

@@ -13,7 +13,7 @@ from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
 from minicpm4.checkpoint.fingerprint import fingerprint
 from minicpm4.engine.defaults import default_params
 from minicpm4.engine.ends import end_choice, end_tokens
-from minicpm4.engine.engine import Limits
+from minicpm4.engine.limits import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
 from minicpm4.engine.options import AUTO, LoadOptions
 from minicpm4.engine.params import SamplingParams

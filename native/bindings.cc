@@ -163,7 +163,7 @@ struct CheckedStep {
     for (size_t i = 1; i < logit_rows.size() && !branches; ++i) require(logit_rows.data()[i - 1] < logit_rows.data()[i], "rows of logits do not ascend");
     require(starts.data()[0] == 0 && starts.data()[num_sequences] == num_rows, "starts do not cover the rows");
     writers_.assign(program.num_all_pages(), -1);
-    for (int s = 0; s < num_sequences; ++s) place_rows(program, s, starts.data(), lengths.data()[s], pages);
+    for (int s = 0; s < num_sequences; ++s) place_rows(s, starts.data(), lengths.data()[s], pages, branches ? program.num_all_pages() : options.num_pages);
     view = {.tokens = tokens.data(),
             .positions = positions.data(),
             .slots = slots.data(),
@@ -182,13 +182,13 @@ struct CheckedStep {
  private:
   std::vector<int32_t> writers_;  // the sequence that writes into each page
 
-  void place_rows(const Program& program, int sequence, const int32_t* starts, int length, const Pages& pages) {
+  void place_rows(int sequence, const int32_t* starts, int length, const Pages& pages, int most_pages) {
     const int first = starts[sequence], last = starts[sequence + 1], num_pages = (length + kPageTokens - 1) / kPageTokens;
     require(first <= last && last <= static_cast<int>(positions.size()), "starts do not rise");
     require(last - first <= length, "a sequence is shorter than its rows");
     require(num_pages <= static_cast<int>(pages.shape(1)), "a sequence is longer than its pages");
     const int32_t* own = pages.data() + static_cast<size_t>(sequence) * pages.shape(1);
-    require_range(own, num_pages, program.num_all_pages(), "a page is not in the cache");
+    require_range(own, num_pages, most_pages, "a page is not in the cache");
     for (int row = first, position = length - (last - first); row < last; ++row, ++position) {
       int32_t& writer = writers_[own[position / kPageTokens]];
       require(writer < 0 || writer == sequence, "two sequences write into one page");

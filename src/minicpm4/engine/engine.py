@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Sized
 
@@ -34,7 +35,7 @@ class Engine:
         self._executor, self._drafter = executor, drafter
         self._running: dict[int, Request] = {}
         self._next_request = 0
-        self._committed: list[tuple[int, Accepted]] = []  # and not reported yet
+        self._committed: deque[tuple[int, Accepted]] = deque()  # and not reported yet
         self._events: list[Event] = []
 
     def add(self, prompt: Sized[int], params: SamplingParams) -> list[int]:
@@ -147,9 +148,10 @@ class Engine:
         """The events of what was committed."""
         while self._committed:
             number, outcome = self._committed[0]
-            if number in self._running:
-                self._events.append(self._advance(self._running[number], outcome))
-            del self._committed[0]
+            request = self._running.get(number)
+            if request is not None:
+                self._events.append(self._advance(request, outcome))
+            self._committed.popleft()
         events, self._events = self._events, []
         return events
 
@@ -159,17 +161,20 @@ class Engine:
         times.newest_token = time.perf_counter()
         times.first_token = times.newest_token if times.first_token is None else times.first_token
         request.sampler = outcome.sampler
-        chosen = [choice for choice in outcome.choices if choice is not None]
-        finish: FinishReason | None = "error" if outcome.choices[-1] is None else None
-        if finish is None and chosen[-1].token in request.ending_tokens:
+        *chosen, last = outcome.choices
+        finish: FinishReason | None = None
+        if last is None:
+            finish = "error"
+        elif last.token in request.ending_tokens:
             finish = "stop"
-            chosen.pop()
-        request.length += len(chosen)
-        if finish is None and request.length >= request.last_length:
-            finish = "length"
-        if finish is None:
-            request.sampler.accept(chosen[-1].token)
         else:
+            chosen.append(last)
+            finish = "length" if request.length + len(chosen) >= request.last_length else None
+        request.length += len(chosen)
+        if finish is not None or last is None:
             self.cancel(request.number)
-        logprobs = tuple(choice.logprobs for choice in chosen if choice.logprobs is not None)
-        return Event(request.number, tuple(choice.token for choice in chosen), logprobs, finish, times, request.reused_tokens)
+        else:
+            request.sampler.accept(last.token)
+        tokens = tuple([choice.token for choice in chosen if choice])
+        logprobs = tuple([choice.logprobs for choice in chosen if choice and choice.logprobs])
+        return Event(request.number, tokens, logprobs, finish, times, request.reused_tokens)

@@ -187,8 +187,9 @@ class Scheduler:
             for own in self._split(sequence) if chunk.is_complete else []:
                 outcome, first = accepted[own.requests[0].number], own.num_cached
                 own.tokens += [choice.token for choice in outcome.choices if choice is not None]
-                own.num_cached += len(outcome.rows)
-                self._publish(own, first)
+                if outcome.rows:
+                    own.num_cached += len(outcome.rows)
+                    self._publish(own, first)
 
     def _split(self, sequence: Sequence) -> list[Sequence]:
         request, *others = sequence.requests

@@ -4,7 +4,7 @@ import gc
 import inspect
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import get_type_hints
 
 import numpy as np
@@ -280,6 +280,14 @@ def test_one_broken_answer_of_several(llm, monkeypatch):
     for call in (lambda: llm.generate("!"), lambda: list(llm.stream("!"))):
         with pytest.raises(CheckpointError, match="logits that are not numbers; check its files with"):
             call()
+
+
+def test_the_signature_names_every_option():
+    found = inspect.signature(LLM).parameters
+    assert [*found] == ["model", *(field.name for field in fields(LoadOptions) if field.name != "model"), "progress"]
+    assert found["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
+        LLM(topk=3)
 
 
 def test_a_path_names_a_model(default_gguf):

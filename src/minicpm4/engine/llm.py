@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -210,3 +211,15 @@ def close_model(loaded: LoadedModel) -> None:
     if loaded.templates is not None:
         loaded.templates.close()
     loaded.executor.close()
+
+
+def signature_of_load() -> inspect.Signature:
+    """What `LLM` takes, for `help` and editors: the fields of `LoadOptions`."""
+    parameters = inspect.signature(LoadOptions).parameters
+    progress = inspect.signature(LLM.from_options).parameters["progress"]
+    self, model = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), parameters["model"]
+    options = [one for name, one in parameters.items() if name != "model"]
+    return inspect.Signature([self, model.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *options, progress])
+
+
+LLM.__init__.__signature__ = signature_of_load()  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Another commit of this project as an engine: its sources in a passing git worktree, installed into an environment of its own.
 
-The environment is kept, a commit never changes; the harness that measures it is the working tree's.
+The environment is kept, a commit never changes; beside it lies the commit's own harness, which knows its interfaces.
 """
 
 from __future__ import annotations
@@ -45,10 +45,16 @@ def install_commit(commit: str, folder: Path) -> Path:
         run_tool(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), commit])
         try:
             run_tool([str(interpreter), "-m", "pip", "--disable-pip-version-check", "install", str(tree)])
+            shutil.copytree(tree / "benchmarks", harness_of(interpreter) / "benchmarks")
         finally:
             run_tool(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)])
     mark.touch()
     return interpreter
+
+
+def harness_of(interpreter: Path) -> Path:
+    """The folder with the commit's own `benchmarks`."""
+    return interpreter.parents[1] / "harness"
 
 
 def run_tool(command: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ from benchmarks.peaks import Peaks
 from benchmarks.timing import UNUSED, samples_of
 from minicpm4 import _native
 from minicpm4.executors import kv_bytes_per_token
-from minicpm4.model import ModelConfig, Step, pages_for, single_step
+from minicpm4.model import ModelConfig, pages_for
+from minicpm4.model.step import single_step
 
 MANY_ROWS = 64  # from here on a single layer has work enough
 
@@ -101,10 +102,5 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         program.begin_phase(_native.PhaseKind.rows, False)
         program.add(_native.Op.merge, **UNUSED | {"out": out, "a": out, "layer": layer})
     program.randomize(np.arange(num_pages, dtype=np.int32), 0)
-    step = single_step(np.arange(case.rows, dtype=np.int32), start=case.context - case.rows)
-    return lambda: run_step(program, step, width=width)
-
-
-def run_step(program: _native.Program, step: Step, *, width: int) -> None:
-    s = step
-    program.run(s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.wanted_R, s.is_prompt_S, width)
+    s = single_step(np.arange(case.rows, dtype=np.int32), start=case.context - case.rows)
+    return lambda: program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)

@@ -20,10 +20,12 @@ import numpy as np
 from benchmarks.recipe import machine_facts, result_stem, say, with_suffix
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import MiniCPMError
-from minicpm4.executors import ExecutorOptions, create_executor, kernel_bytes_per_page, kv_bytes_per_token
+from minicpm4.executors import CacheSize, compressed_bytes_per_page, create_executor, kv_bytes_per_token
+from minicpm4.executors.native import NativeOptions
 from minicpm4.hardware import num_cores
-from minicpm4.model import ModelConfig, pages_for, single_step
+from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
+from minicpm4.model.step import single_step
 from minicpm4.quant import KV_FORMATS
 
 
@@ -67,15 +69,9 @@ def measure_cache(config: ModelConfig, case: CacheCase, *, format_name: str) -> 
     """Loads, fills, runs one short step before and one at the end; closes."""
     weights, formats = random_weights(config, format_name, seed=0)
     num_pages = pages_for(case.tokens)
-    options = ExecutorOptions(
-        context_length=config.context_length,
-        num_pages=num_pages,
-        max_step_tokens=case.rows,
-        kv_format=case.kv_format,
-        threads=case.threads,
-        sparse=case.sparse,
-    )
-    runner = create_executor("native", config, weights, options=options, formats=formats)
+    options = NativeOptions(kv_format=case.kv_format, threads=case.threads)
+    cache = CacheSize(config.context_length, num_pages, case.rows, case.sparse)
+    runner = create_executor("native", config, weights, options=options, cache=cache, formats=formats)
     try:
         tokens = np.zeros(case.rows, np.int32)
         runner.run(single_step(tokens))
@@ -83,7 +79,7 @@ def measure_cache(config: ModelConfig, case: CacheCase, *, format_name: str) -> 
         runner.randomize_pages(np.arange(num_pages, dtype=np.int32), seed=0)
         full = resident()
         runner.run(single_step(tokens, start=case.tokens - case.rows))
-        page_bytes = kernel_bytes_per_page(config, case.sparse, executor="native", kv_format=case.kv_format)
+        page_bytes = compressed_bytes_per_page(config, case.sparse, executor="native", kv_format=case.kv_format)
         return CacheMemory(
             kv_format=case.kv_format,
             tokens=case.tokens,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.against import commit_of, install_commit
+from benchmarks.against import commit_of, harness_of, install_commit
 from benchmarks.cases import SETS, Case, case_values, read_cases
 from benchmarks.engines.work import Work
-from benchmarks.journal import Journal, Record, open_journal
+from benchmarks.journal import Record, Runs, open_journal
 from benchmarks.peaks import measure_peaks
 from benchmarks.quiet import DISTURBED_CORES, cores_of_others, sample_cpu
 from benchmarks.recipe import MISSING_MATPLOTLIB, machine_facts, result_stem, say, with_suffix
@@ -80,7 +80,7 @@ def make_plan(given: argparse.Namespace) -> Plan:
     if given.against:
         commit = commit_of(given.against)
         interpreter = install_commit(commit, models / "commits")
-        engines.insert(0, Engine(f"{OURS}@{commit}", PROGRAMS[OURS], str(interpreter)))
+        engines.insert(0, Engine(f"{OURS}@{commit}", PROGRAMS[OURS], str(interpreter), harness_of(interpreter)))
     names = [engine.name for engine in engines]
     if not names:
         raise ConfigError("no engine is left to measure", hint="leave --without out")
@@ -112,7 +112,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def measure_all(plan: Plan, journal: Journal) -> list[Row]:
+def measure_all(plan: Plan, journal: Runs) -> list[Row]:
     """Every case's rows; what the journal has is not run again."""
     rows = []
     for number, case in enumerate(plan.cases, start=1):
@@ -177,7 +177,7 @@ def recipe_of(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def write_results(plan: Plan, journal: Journal, rows: Sequence[Row]) -> None:
+def write_results(plan: Plan, journal: Runs, rows: Sequence[Row]) -> None:
     recipe = recipe_of(plan, journal.records)
     result = {"recipe": recipe, "rows": [asdict(row) for row in rows], "records": [asdict(record) for record in journal.records]}
     with_suffix(plan.output, ".json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,17 +1,14 @@
-"""Remembers what was measured, so that a comparison that was interrupted goes on where it stopped.
-
-One JSON object a line: first the settings, then a record of each finished (case, engine, round).
-"""
+"""What was measured, by case, engine and round, so that a comparison that was interrupted goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minicpm4.errors import ConfigError
+from minicpm4.records import Journal
 
 
 @dataclass(frozen=True)
@@ -33,43 +30,27 @@ class Record:
 
 
 @dataclass
-class Journal:
-    """records: all that are finished, in order. Each is on the disk as soon as it is here."""
+class Runs:
+    """What is finished of a comparison. journal: holds it on the disk."""
 
-    path: Path
-    records: list[Record] = field(default_factory=list)
+    journal: Journal
+
+    @property
+    def records(self) -> list[Record]:
+        return [Record(**entry) for entry in self.journal.records.values()]
 
     def find(self, case: Mapping[str, Any], engine: str, round: int) -> Record | None:
-        return next((r for r in self.records if (r.case, r.engine, r.round) == (case, engine, round)), None)
+        found = self.journal.records.get(key_of({"case": case, "engine": engine, "round": round}))
+        return None if found is None else Record(**found)
 
     def add(self, record: Record) -> None:
-        self.records.append(record)
-        append_line(self.path, asdict(record))
+        self.journal.add(asdict(record))
 
 
-def open_journal(path: Path, settings: Mapping[str, Any], *, is_fresh: bool = False) -> Journal:
-    """The journal at a path, begun if it is not there or is_fresh. A last line that was cut off is dropped.
-
-    settings: what must be the same for records to be compared; ConfigError where the journal has others.
-    """
-    if is_fresh or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-        append_line(path, settings)
-        return Journal(path)
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole))
-    first, *others = [json.loads(line) for line in whole] or [None]
-    if first != json.loads(json.dumps(settings)):
-        raise ConfigError(
-            f"{path.name} was begun with other settings: {first}, now {dict(settings)}",
-            hint="give --fresh to begin anew, or another --output",
-        )
-    return Journal(path, [Record(**entry) for entry in others])
+def key_of(record: Mapping[str, Any]) -> str:
+    return json.dumps([record["case"], record["engine"], record["round"]], sort_keys=True)
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(value) + "\n")
+def open_journal(path: Path, settings: Mapping[str, Any], *, is_fresh: bool = False) -> Runs:
+    """The runs at a path, begun if it is not there or is_fresh; see `records.Journal`."""
+    return Runs(Journal(path, settings, is_fresh=is_fresh, key=key_of))

@@ -25,8 +25,9 @@ from minicpm4 import _native
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import MiniCPMError
 from minicpm4.hardware import num_cores
-from minicpm4.model import PackedTensor
+from minicpm4.model import PackedTensor, pages_for
 from minicpm4.model.parameters import LAYER_ROLES, layer_parameter
+from minicpm4.model.step import single_step
 from minicpm4.quant.activations import meets_bf16
 
 FORMATS = (
@@ -121,7 +122,7 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
         max_rows=batch,
         code_bytes={"int8": 1, "int16": 2, "bf16": 0}[setup.activations],
         has_bf16_prompts=setup.activations == "bf16",
-        num_pages=1,
+        num_pages=pages_for(batch),
         num_layers=1,
         num_heads=1,
         num_kv_heads=1,
@@ -140,11 +141,10 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
         program.begin_phase(_native.PhaseKind.products, False)
         program.begin_job()
         program.add(_native.Op.multiply, **UNUSED | {"out": out, "a": x, "weight": factor})
-    each, zeros, ends = np.arange(batch, dtype=np.int32), np.zeros(batch, np.int32), np.array([0, batch], np.int32)
-    lengths, pages, wanted, is_prompt = np.ones(1, np.int32), np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.ones(1, np.int32)
+    s = single_step(np.arange(batch, dtype=np.int32), numerics=int(setup.activations == "bf16"))
 
     def run() -> None:
-        program.run(each, zeros, zeros, ends, lengths, pages, wanted, is_prompt, max(batch, num_rows))
+        program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)
 
     return run
 

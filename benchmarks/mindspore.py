@@ -30,8 +30,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.mindone_process import MindONE, mindone, write_folder
 from benchmarks.recipe import machine_facts, say
 from minicpm4.deploy.random_weights import SHAPES, random_weights
-from minicpm4.executors import Executor, ExecutorOptions, create_executor
-from minicpm4.model import ModelConfig, pages_for, single_step
+from minicpm4.executors import CacheSize, Executor, backend, create_executor
+from minicpm4.model import ModelConfig, pages_for
+from minicpm4.model.step import single_step
 from minicpm4.quant import dequantize
 
 OURS, PROMPT, CONTEXT = "mindspore", 32, 4096
@@ -56,8 +57,9 @@ def plain_shape(layers: int) -> ModelConfig:
 
 def executor_of(name: str, config: ModelConfig, format_name: str) -> Executor:
     weights, formats = random_weights(config, format_name, seed=0)
-    options = ExecutorOptions(CONTEXT, pages_for(CONTEXT), kv_format="f32", threads=1)
-    return create_executor(name, config, weights, options=options, formats=formats)
+    options = backend(name).options(kv_format="f32")
+    cache = CacheSize(CONTEXT, pages_for(CONTEXT))
+    return create_executor(name, config, weights, options=options, cache=cache, formats=formats)
 
 
 class Ours:
@@ -68,11 +70,11 @@ class Ours:
         self.tokens: list[int] = []
 
     def decode(self, count: int) -> float:
-        self.tokens = [int(self.runner.run(single_step(self.prompt))[0].argmax())]
+        self.tokens = [int(self.runner.run(single_step(self.prompt)).logits[0].argmax())]
         start = time.process_time()
         for index in range(count):
-            step = single_step(np.array(self.tokens[-1:], np.int32), start=len(self.prompt) + index, is_prompt=False)
-            self.tokens.append(int(self.runner.run(step)[0].argmax()))
+            step = single_step(np.array(self.tokens[-1:], np.int32), start=len(self.prompt) + index)
+            self.tokens.append(int(self.runner.run(step).logits[0].argmax()))
         return (time.process_time() - start) / count
 
 
@@ -115,20 +117,20 @@ def llama_of(config: ModelConfig, format_name: str) -> Any:
 
 def seconds_at(runner: Executor, depth: int, count: int) -> float:
     runner.randomize_pages(np.arange(pages_for(CONTEXT), dtype=np.int32), seed=1)
-    runner.run(single_step(np.zeros(1, np.int32), start=depth, is_prompt=False))
+    runner.run(single_step(np.zeros(1, np.int32), start=depth))
     start = time.process_time()
     for index in range(count):
-        runner.run(single_step(np.zeros(1, np.int32), start=depth + index, is_prompt=False))
+        runner.run(single_step(np.zeros(1, np.int32), start=depth + index))
     return (time.process_time() - start) / count
 
 
 def measure_first(config: ModelConfig, runner: Executor, format_name: str, prompt: np.ndarray) -> dict[str, float]:
     """The prompt's logits beside the reference's, and what the first prompt takes with its compiling."""
     reference = executor_of("reference", config, format_name)
-    wanted = reference.run(single_step(prompt)).copy()
+    wanted = reference.run(single_step(prompt)).logits.copy()
     reference.close()
     start = time.process_time()
-    difference = float(np.abs(runner.run(single_step(prompt)) - wanted).max())
+    difference = float(np.abs(runner.run(single_step(prompt)).logits - wanted).max())
     return {"logits_difference_from_reference": difference, "seconds_of_first_prompt": time.process_time() - start}
 
 

@@ -26,11 +26,16 @@ from minicpm4.checkpoint import open_checkpoint, resolve
 from minicpm4.engine import read_text_side
 from minicpm4.engine.score import score_tokens
 from minicpm4.errors import ConfigError, MiniCPMError
-from minicpm4.executors import ExecutorOptions, capabilities_of, create_executor
+from minicpm4.executors import CacheSize, backend, create_executor
+from minicpm4.executors.base import BackendOptions
+from minicpm4.executors.native import NativeOptions
+from minicpm4.executors.reference import ReferenceOptions
 from minicpm4.hardware import cache_folder, num_cores
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor, pages_for
+from minicpm4.model import ModelConfig, PackedTensor, pages_for
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize
+from minicpm4.records import write_atomic
 
 TEXT = Path(__file__).with_name("quality.txt")
 FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "f16", "bf16", "tq1_0", "tq2_0")
@@ -86,32 +91,22 @@ class Quality:
         return abs(self.difference) <= GOAL
 
 
-def score_text(executor: str, subject: Subject, tokens: Sequence[int], *, options: ExecutorOptions) -> Score:
+def score_text(executor: str, subject: Subject, tokens: Sequence[int], *, options: BackendOptions, step_tokens: int = STEP_TOKENS) -> Score:
     """The whole text as one sequence, in steps that read what earlier ones left in the cache."""
     formats = {tensor.format.name for tensor in subject.weights.values()}
-    runner = create_executor(executor, subject.config, subject.weights.__getitem__, options=options, formats=formats)
+    num_pages = pages_for(len(tokens))
+    cache = CacheSize(len(tokens), num_pages, step_tokens)
+    runner = create_executor(executor, subject.config, subject.weights.__getitem__, options=options, cache=cache, formats=formats)
     try:
-        scores = score_tokens(runner, tokens, pages=range(options.num_pages), step_tokens=options.max_step_tokens)
+        scores = score_tokens(runner, tokens, pages=range(num_pages), step_tokens=step_tokens)
     finally:
         runner.close()
     return Score((-scores.logprobs_N / np.log(2)).tolist(), scores.likeliest_N.tolist())
 
 
-def options_for(num_tokens: int, *, threads: int, activations: str, kv_format: str, prompt_activations: str = "same") -> ExecutorOptions:
-    return ExecutorOptions(
-        context_length=num_tokens,
-        num_pages=pages_for(num_tokens),
-        max_step_tokens=STEP_TOKENS,
-        kv_format=kv_format,
-        threads=threads,
-        activations=activations,
-        prompt_activations=prompt_activations,
-    )
-
-
 def kinds() -> list[tuple[str, str, str]]:
     """(cache, prompt activations, activations), of those that this CPU has."""
-    has_bf16_matrices = None in capabilities_of("native").bf16_isas
+    has_bf16_matrices = None in backend("native").capabilities.bf16_isas
     return list(itertools.product(KV_FORMATS, PROMPT_ACTIVATIONS if has_bf16_matrices else PROMPT_ACTIVATIONS[:1], ACTIVATIONS))
 
 
@@ -120,11 +115,8 @@ def reference_score(subject: Subject, tokens: Sequence[int], *, folder: Path) ->
     path = folder / f"{subject.key}.json"
     if path.exists():
         return Score(**json.loads(path.read_text()))
-    score = score_text("reference", subject, tokens, options=options_for(len(tokens), threads=1, activations="f32", kv_format="f32"))
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(asdict(score)))
-    unfinished.replace(path)
+    score = score_text("reference", subject, tokens, options=ReferenceOptions(kv_format="f32"))
+    write_atomic(path, json.dumps(asdict(score)))
     return score
 
 
@@ -135,9 +127,7 @@ def compare_format(subject: Subject, tokens: Sequence[int], *, num_bytes: int, t
     found = []
     for kv_format, prompt_activations, activations in kinds():
         say(f"{subject.format}: native, activations {activations}, of prompts {prompt_activations}, cache {kv_format}")
-        options = options_for(
-            len(tokens), threads=threads, activations=activations, kv_format=kv_format, prompt_activations=prompt_activations
-        )
+        options = NativeOptions(threads=threads, activations=activations, prompt_activations=prompt_activations, kv_format=kv_format)
         score = score_text("native", subject, tokens, options=options)
         found.append(
             Quality(

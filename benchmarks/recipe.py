@@ -12,8 +12,8 @@ from pathlib import Path
 
 import minicpm4
 from minicpm4 import _native
-from minicpm4.engine.recipe import source_commit
 from minicpm4.hardware import cpu_name
+from minicpm4.records import source_commit
 
 PACKAGE = Path(minicpm4.__file__).parent
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -30,11 +30,13 @@ class Program:
 
 @dataclass(frozen=True)
 class Engine:
-    """A program with an interpreter that can run it. name: as shown, such as minicpm4@1a2b3c4 for a commit."""
+    """A program with an interpreter that can run it. name: as shown, such as minicpm4@1a2b3c4 for a commit. harness: the folder whose
+    `benchmarks` the program is of."""
 
     name: str
     program: Program
     interpreter: str
+    harness: Path = ROOT
 
 
 PROGRAMS = {
@@ -83,7 +85,7 @@ def run_engine(engine: Engine, work: Work) -> dict[str, Any]:
     """What the engine's program printed: `Measured` as JSON, {"refused": why}, or {"failed": why} where it broke down."""
     command = [engine.interpreter, "-m", f"benchmarks.engines.{engine.program.module}", *arguments_of(work)]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=MAX_SECONDS)
+        done = subprocess.run(command, cwd=engine.harness, capture_output=True, text=True, check=False, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {MAX_SECONDS} s"}
     lines = done.stdout.splitlines()

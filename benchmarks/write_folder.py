@@ -18,8 +18,9 @@ from benchmarks.write_model import CONTEXT_TOKENS, CONTROL_TOKENS, byte_pair_voc
 from minicpm4.checkpoint.write_folder import write_folder
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import MiniCPMError
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model import ModelConfig, PackedTensor
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize
 
 FORMATS = [name for name in STORAGE_FORMATS if name.startswith("ternary_")]

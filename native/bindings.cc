@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <optional>
 #include <random>
 #include <stdexcept>
+#include <tuple>
 
 #include "cpu.h"
 #include "custom_ops.h"
@@ -28,6 +30,7 @@ namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pages = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Branches = std::tuple<Ints, Ints, Ints, Ints, Ints>;  // pages to copy from and to; more_starts, more_slots and fresh of a StepView
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 
@@ -127,51 +130,118 @@ void require_range(const int32_t* values, int count, int64_t limit, const char* 
   for (int i = 0; i < count; ++i) require(0 <= values[i] && values[i] < limit, what);
 }
 
-// Kernels believe a step; here is where a wrong one stops. Array sizes were compared by `run`.
-void check_step(const StepView& step, const Program::Options& options, int vocabulary) {
-  require(step.num_tokens <= options.max_rows && step.num_wanted <= options.max_rows, "a step has more rows than the program was made for");
-  require_range(step.tokens, step.num_tokens, vocabulary, "a token is not in the vocabulary");
-  require_range(step.slots, step.num_tokens, int64_t{options.num_pages} * kPageTokens, "a slot is not in the cache");
-  require_range(step.wanted, step.num_wanted, step.num_tokens, "a wanted row is not in the step");
-  require(step.starts[0] == 0 && step.starts[step.num_sequences] == step.num_tokens, "starts do not cover the rows");
-  for (int s = 0; s < step.num_sequences; ++s) {
-    const int first = step.starts[s], last = step.starts[s + 1], length = step.lengths[s], num_pages = (length + kPageTokens - 1) / kPageTokens;
-    require(first <= last && last <= step.num_tokens, "starts do not rise");
-    require(0 <= length && num_pages <= step.pages_stride, "a sequence is longer than its pages");
-    require_range(step.pages + static_cast<size_t>(s) * step.pages_stride, num_pages, options.num_pages, "a page is not in the cache");
-    require_range(step.positions + first, last - first, length, "a position is not in its sequence");
+void check_copies(const Ints& sources, const Ints& targets, int num_pages) {
+  const int count = static_cast<int>(sources.size());
+  require(targets.size() == sources.size(), "one target a source");
+  require_range(sources.data(), count, num_pages, "a page to copy is not in the cache");
+  require_range(targets.data(), count, num_pages, "a page to copy to is not in the cache");
+}
+
+void make_copies(Program& program, const Ints& sources, const Ints& targets) {
+  for (size_t i = 0; i < sources.size(); ++i)
+    if (sources.data()[i] != targets.data()[i]) program.copy_page(sources.data()[i], targets.data()[i]);
+}
+
+// The arrays of a step that say what the others must be; see Step and LinearStep in src/minicpm4/model. Kernels believe a step: here is where a
+// wrong one stops. Positions and slots follow from it, so that nobody can state them wrongly.
+struct CheckedStep {
+  std::vector<int32_t> positions, slots;
+  StepView view;
+
+  CheckedStep(const Program& program, const Ints& tokens, const Ints& starts, const Ints& lengths, const Pages& pages, const Ints& logit_rows, const Ints& numerics,
+              const Ints& adapters, const std::optional<Branches>& branches)
+      : positions(tokens.size()), slots(tokens.size()) {
+    const Program::Options& options = program.options();
+    const int num_rows = static_cast<int>(tokens.size()), num_sequences = static_cast<int>(lengths.size());
+    require(num_rows <= options.max_rows && logit_rows.size() <= static_cast<size_t>(options.max_rows), "a step has more rows than the program was made for");
+    require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size() && numerics.size() == lengths.size() && adapters.size() == lengths.size(),
+            "one start, length, tag of numerics, adapter and row of pages a sequence");
+    require_range(adapters.data(), num_sequences, 1, "the executor has no adapters");
+    require_range(tokens.data(), num_rows, program.num_tokens(), "a token is not in the vocabulary");
+    require_range(logit_rows.data(), static_cast<int>(logit_rows.size()), num_rows, "a row of logits is not in the step");
+    require_range(numerics.data(), num_sequences, options.has_bf16_prompts ? kBf16 + 1 : kOrdinary + 1, "a tag of numerics is unknown");
+    for (size_t i = 1; i < logit_rows.size() && !branches; ++i) require(logit_rows.data()[i - 1] < logit_rows.data()[i], "rows of logits do not ascend");
+    require(starts.data()[0] == 0 && starts.data()[num_sequences] == num_rows, "starts do not cover the rows");
+    writers_.assign(program.num_all_pages(), -1);
+    for (int s = 0; s < num_sequences; ++s) place_rows(s, starts.data(), lengths.data()[s], pages, branches ? program.num_all_pages() : options.num_pages);
+    view = {.tokens = tokens.data(),
+            .positions = positions.data(),
+            .slots = slots.data(),
+            .starts = starts.data(),
+            .lengths = lengths.data(),
+            .pages = pages.data(),
+            .logit_rows = logit_rows.data(),
+            .numerics = numerics.data(),
+            .num_tokens = num_rows,
+            .num_sequences = num_sequences,
+            .pages_stride = static_cast<int>(pages.shape(1)),
+            .num_logits = static_cast<int>(logit_rows.size())};
+    if (branches) add_branches(program, *branches);
   }
+
+ private:
+  std::vector<int32_t> writers_;  // the sequence that writes into each page
+
+  void place_rows(int sequence, const int32_t* starts, int length, const Pages& pages, int most_pages) {
+    const int first = starts[sequence], last = starts[sequence + 1], num_pages = (length + kPageTokens - 1) / kPageTokens;
+    require(first <= last && last <= static_cast<int>(positions.size()), "starts do not rise");
+    require(last - first <= length, "a sequence is shorter than its rows");
+    require(num_pages <= static_cast<int>(pages.shape(1)), "a sequence is longer than its pages");
+    const int32_t* own = pages.data() + static_cast<size_t>(sequence) * pages.shape(1);
+    require_range(own, num_pages, most_pages, "a page is not in the cache");
+    for (int row = first, position = length - (last - first); row < last; ++row, ++position) {
+      int32_t& writer = writers_[own[position / kPageTokens]];
+      require(writer < 0 || writer == sequence, "two sequences write into one page");
+      writer = sequence;
+      positions[row] = position;
+      slots[row] = own[position / kPageTokens] * kPageTokens + position % kPageTokens;
+    }
+  }
+
+  void add_branches(const Program& program, const Branches& branches) {
+    const auto& [sources, targets, starts, more_slots, fresh] = branches;
+    check_copies(sources, targets, program.num_all_pages());
+    require(starts.size() == positions.size() + 1 && starts.data()[0] == 0 && starts.data()[positions.size()] == static_cast<int>(more_slots.size()),
+            "further slots do not cover the rows");
+    for (size_t row = 0; row < positions.size(); ++row) require(starts.data()[row] <= starts.data()[row + 1], "further slots do not rise");
+    require_range(more_slots.data(), static_cast<int>(more_slots.size()), int64_t{program.num_all_pages()} * kPageTokens, "a slot is not in the cache");
+    require(fresh.size() == static_cast<size_t>(view.num_sequences), "one fresh token a sequence");
+    for (int s = 0; s < view.num_sequences; ++s) require(0 <= fresh.data()[s] && fresh.data()[s] <= view.lengths[s], "a fresh token is not in its sequence");
+    view.more_starts = starts.data(), view.more_slots = more_slots.data(), view.fresh = fresh.data();
+  }
+};
+
+// Rows of a buffer of the newest run, a view.
+nb::ndarray<nb::numpy, float> rows_of(Program& program, int buffer, size_t rows) {
+  const size_t shape[2] = {rows, static_cast<size_t>(program.columns_of(buffer))};
+  const int64_t strides[2] = {program.stride_of(buffer), 1};
+  return nb::ndarray<nb::numpy, float>(program.row(buffer, 0), 2, shape, nb::find(program), strides);
 }
 
-StepView view_of(const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths, const Pages& pages,
-                 const Ints& wanted, const int32_t* is_prompt) {
-  require(positions.size() == tokens.size() && slots.size() == tokens.size(), "one position and one slot a token");
-  require(starts.size() == lengths.size() + 1 && pages.shape(0) == lengths.size(), "one start, length and row of pages a sequence");
-  return {tokens.data(), positions.data(), slots.data(), starts.data(), lengths.data(), pages.data(), wanted.data(), is_prompt,
-          static_cast<int>(tokens.size()), static_cast<int>(lengths.size()), static_cast<int>(pages.shape(1)), static_cast<int>(wanted.size())};
-}
-
-nb::ndarray<nb::numpy, float> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
-                                  const Pages& pages, const Ints& wanted, const Ints& is_prompt, int vocabulary) {
-  require(is_prompt.size() == lengths.size(), "one mark of a prompt a sequence");
-  const StepView step = view_of(tokens, positions, slots, starts, lengths, pages, wanted, is_prompt.data());
-  check_step(step, program.options(), vocabulary);
-  const float* logits;
+// Logits, the largest of each task's, and the hidden states where the program keeps them: views, valid until the next run.
+nb::tuple run(Program& program, const Ints& tokens, const Ints& starts, const Ints& lengths, const Pages& pages, const Ints& logit_rows, const Ints& numerics,
+              const Ints& adapters, const std::optional<Branches>& branches) {
+  const CheckedStep step(program, tokens, starts, lengths, pages, logit_rows, numerics, adapters, branches);
   {
     const nb::gil_scoped_release unlocked;
-    logits = program.run(step);
+    if (branches) make_copies(program, std::get<0>(*branches), std::get<1>(*branches));
+    program.run(step.view);
   }
-  const size_t shape[2] = {wanted.size(), static_cast<size_t>(vocabulary)};
-  const int64_t strides[2] = {program.result_stride(), 1};
-  return nb::ndarray<nb::numpy, float>(const_cast<float*>(logits), 2, shape, nb::find(program), strides);
+  const auto optional = [&](int buffer) { return buffer < 0 ? nb::object(nb::none()) : nb::cast(rows_of(program, buffer, logit_rows.size())); };
+  return nb::make_tuple(rows_of(program, program.result_buffer(), logit_rows.size()), optional(program.maxima_buffer()), optional(program.hidden_buffer()));
 }
 
-// The peaks of the newest result, [rows][task], a view.
-nb::ndarray<nb::numpy, float> peaks_of(Program& program, int rows) {
-  require(program.peaks() != nullptr && 0 <= rows && rows <= program.options().max_rows, "the program has no such peaks");
-  const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(program.num_peaks())};
-  const int64_t strides[2] = {program.peaks_stride(), 1};
-  return nb::ndarray<nb::numpy, float>(const_cast<float*>(program.peaks()), 2, shape, nb::find(program), strides);
+// Rows of a draft tree, ascending, become the tokens from `start` on of the sequence that has these pages.
+void copy_slots(Program& program, const Ints& pages, int start, const Ints& rows) {
+  const int count = static_cast<int>(rows.size()), last = count ? start + rows.data()[count - 1] : start;
+  require(start >= 0 && last / kPageTokens < static_cast<int>(pages.size()), "a row is not in its sequence's pages");
+  require_range(pages.data(), static_cast<int>(pages.size()), program.options().num_pages, "a page is not in the cache");
+  for (int i = 0; i < count; ++i) require(rows.data()[i] >= (i ? rows.data()[i - 1] + 1 : 0), "rows do not ascend");
+  const nb::gil_scoped_release unlocked;
+  for (int i = 0; i < count; ++i) {
+    if (rows.data()[i] != i) program.copy_token(pages.data(), start + rows.data()[i], start + i);
+    program.compress_at(pages.data(), start + i);
+  }
 }
 
 // [sparse rows][kv heads][the most blocks], ascending; -1 follows.
@@ -185,6 +255,7 @@ nb::ndarray<nb::numpy, int32_t> chosen_blocks_of(const Program& program) {
 }
 
 void randomize(Program& program, const Ints& pages, uint64_t seed) {
+  require_range(pages.data(), static_cast<int>(pages.size()), program.options().num_pages, "a page is not in the cache");
   const nb::gil_scoped_release unlocked;
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
@@ -202,13 +273,9 @@ void randomize(Program& program, const Ints& pages, uint64_t seed) {
 }
 
 void copy_pages(Program& program, const Ints& sources, const Ints& targets) {
-  const int count = static_cast<int>(sources.size()), num_pages = program.options().num_pages;
-  require(targets.size() == sources.size(), "one target a source");
-  require_range(sources.data(), count, num_pages, "a page to copy is not in the cache");
-  require_range(targets.data(), count, num_pages, "a page to copy to is not in the cache");
+  check_copies(sources, targets, program.options().num_pages);
   const nb::gil_scoped_release unlocked;
-  for (int i = 0; i < count; ++i)
-    if (sources.data()[i] != targets.data()[i]) program.copy_page(sources.data()[i], targets.data()[i]);
+  make_copies(program, sources, targets);
 }
 
 // Bytes a second of reading `bytes` of memory from end to end with the whole team; the best of `repeats`.
@@ -326,10 +393,12 @@ NB_MODULE(_native, m) {
            nb::arg("op"), nb::kw_only(), nb::arg("out"), nb::arg("a"), nb::arg("b"), nb::arg("weight"), nb::arg("vector"), nb::arg("layer"), nb::arg("factor"))
       .def_prop_ro("kv_bytes", &Program::kv_bytes)
       .def_prop_ro("task_columns", &Program::task_columns)
-      .def("peaks", &peaks_of, nb::arg("rows"))
       .def("chosen_blocks", &chosen_blocks_of)
-      .def("run", &run, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"),
-           nb::arg("wanted"), nb::arg("is_prompt"), nb::arg("vocabulary"))
+      .def("run", &run, nb::arg("tokens"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"), nb::arg("logit_rows"), nb::arg("numerics"),
+           nb::arg("adapters"), nb::arg("branches").none() = nb::none())
+      .def("copy_slots", &copy_slots, nb::arg("pages"), nb::arg("start"), nb::arg("rows"))
+      .def("keep_hidden", [](Program& program, int buffer) { program.keep_hidden(buffer); }, nb::arg("buffer"))
+      .def_prop_ro("tree_pages", [](const Program& program) { return nb::make_tuple(program.options().num_pages, program.num_all_pages()); })
       .def("copy_pages", &copy_pages, nb::arg("sources"), nb::arg("targets"))
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));
 
@@ -353,13 +422,6 @@ NB_MODULE(_native, m) {
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none())
       .def_prop_ro("address", [](const AttentionHandle& handle) { return reinterpret_cast<int64_t>(&handle); })
       .def_prop_ro("kv_bytes", [](AttentionHandle& handle) { return handle.program().kv_bytes(); })
-      .def("check",
-           [](const AttentionHandle& handle, const Ints& tokens, const Ints& positions, const Ints& slots, const Ints& starts, const Ints& lengths,
-              const Pages& pages, const Ints& wanted, int vocabulary) {
-             check_step(view_of(tokens, positions, slots, starts, lengths, pages, wanted, nullptr), handle.options(), vocabulary);
-           },
-           nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("starts"), nb::arg("lengths"), nb::arg("pages"), nb::arg("wanted"),
-           nb::arg("vocabulary"))
       .def("copy_pages", [](AttentionHandle& handle, const Ints& sources, const Ints& targets) { copy_pages(handle.program(), sources, targets); },
            nb::arg("sources"), nb::arg("targets"))
       .def("randomize", [](AttentionHandle& handle, const Ints& pages, uint64_t seed) { randomize(handle.program(), pages, seed); }, nb::arg("pages"),

@@ -172,8 +172,18 @@ int attend(const Call& call) {
       !call.is(6, "int32", {rows}) || !call.is(7, "int32", {rows, call.shapes[7][1]}))
     return kWrongInputs;
   const int32_t* starts = call.at<const int32_t>(5);
-  const StepView step{nullptr, call.at<const int32_t>(3), call.at<const int32_t>(4), starts, call.at<const int32_t>(6), call.at<const int32_t>(7), nullptr, nullptr,
-                      starts[rows], static_cast<int>(rows), static_cast<int>(call.shapes[7][1]), 0};
+  const StepView step{.tokens = nullptr,
+                      .positions = call.at<const int32_t>(3),
+                      .slots = call.at<const int32_t>(4),
+                      .starts = starts,
+                      .lengths = call.at<const int32_t>(6),
+                      .pages = call.at<const int32_t>(7),
+                      .logit_rows = nullptr,
+                      .numerics = nullptr,
+                      .num_tokens = starts[rows],
+                      .num_sequences = static_cast<int>(rows),
+                      .pages_stride = static_cast<int>(call.shapes[7][1]),
+                      .num_logits = 0};
   attention.attend(static_cast<int>(layer), step, call.at<const float>(0), call.at<const float>(1), call.at<const float>(2), call.out());
   call.clear_after(step.num_tokens);
   return 0;

@@ -68,11 +68,11 @@ Program::Program(const Kernels& kernels, Team& team, const Options& options)
     : kernels_(kernels), team_(team), options_(options), task_columns_(columns_per_task(options.head_dim)) {
   if (options.has_bf16_prompts && !kernels.multiply_bf16) throw std::invalid_argument(std::string(kernels.name) + " has no products in bfloat16");
   const KvLayer shape = kv_layer(0);
-  kv_ = Memory(shape.page_stride * options.num_pages, true);
+  kv_ = Memory(shape.page_stride * num_all_pages(), true);
   size_t floats = attend_scratch_floats(attend_queries(options.group_heads), options.group_heads, shape.padded_dim());
   if (options.sparse.is_on()) {
     const SparseLayer sparse = sparse_layer(0);
-    const size_t heads = static_cast<size_t>(options.num_kv_heads) * options.num_pages * options.num_layers;
+    const size_t heads = static_cast<size_t>(options.num_kv_heads) * num_all_pages() * options.num_layers;
     fine_ = Memory(sparse.fine.head_bytes() * heads, true);
     if (options.sparse.has_coarse_lse) coarse_ = Memory(sparse.coarse.head_bytes() * heads, true);
     floats = std::max({floats, sparse_scratch_floats(sparse_queries(options.max_rows), options.group_heads, shape.padded_dim(), options.num_pages, options.sparse.max_blocks()),
@@ -91,8 +91,8 @@ KvLayer Program::kv_layer(int layer) const {
 }
 
 KernelLayer Program::kernel_layer(const Memory& kept, const KernelShape& shape, int layer) const {
-  KernelLayer kernels{nullptr, options_.num_pages, options_.kv_format, kv_layer(0).padded_dim(), shape};
-  if (kept.bytes() > 0) kernels.data = kept.as<uint8_t>() + kernels.head_bytes() * options_.num_kv_heads * options_.num_pages * layer;
+  KernelLayer kernels{nullptr, num_all_pages(), options_.kv_format, kv_layer(0).padded_dim(), shape};
+  if (kept.bytes() > 0) kernels.data = kept.as<uint8_t>() + kernels.head_bytes() * options_.num_kv_heads * num_all_pages() * layer;
   return kernels;
 }
 
@@ -111,6 +111,32 @@ void Program::store(int layer, const float* row, const int32_t* pages, int token
   kernels_.store_values(kv_layer(layer), row, 0, options_.num_kv_heads, slot);
   for (const bool is_coarse : {false, true})
     if (options_.sparse.completes(is_coarse, token)) kernels_.compress(kv_layer(layer), sparse_layer(layer).kernels(is_coarse), pages, token, scratch_.front().as<float>());
+}
+
+void Program::compress_at(const int32_t* pages, int token) {
+  for (int layer = 0; layer < options_.num_layers; ++layer)
+    for (const bool is_coarse : {false, true})
+      if (options_.sparse.completes(is_coarse, token)) kernels_.compress(kv_layer(layer), sparse_layer(layer).kernels(is_coarse), pages, token, scratch_.front().as<float>());
+}
+
+void Program::copy_token(const int32_t* pages, int source, int target) {
+  const int from_page = pages[source / kPageTokens], to_page = pages[target / kPageTokens], from = source % kPageTokens, to = target % kPageTokens;
+  const KvLayer shape = kv_layer(0);
+  const size_t size = shape.element_bytes(), pack = shape.format == KvFormat::int8 ? 4 : 1, dim = shape.padded_dim();
+  const size_t head_bytes = shape.head_elements() * size, run = pack * size;  // of keys, neighbours along the dimension lie together
+  for (int layer = 0; layer < options_.num_layers; ++layer) {
+    const KvLayer kv = kv_layer(layer);
+    for (int head = 0; head < kv.num_kv_heads; ++head) {
+      const uint8_t *keys = kv.key_page(from_page) + head * head_bytes, *values = kv.value_page(from_page) + head * head_bytes;
+      uint8_t *new_keys = kv.key_page(to_page) + head * head_bytes, *new_values = kv.value_page(to_page) + head * head_bytes;
+      for (size_t d = 0; d < dim; d += pack) std::memcpy(new_keys + (d * kPageTokens + to * pack) * size, keys + (d * kPageTokens + from * pack) * size, run);
+      for (size_t d = 0; d < dim; ++d)
+        std::memcpy(new_values + ((to / pack * dim + d) * pack + to % pack) * size, values + ((from / pack * dim + d) * pack + from % pack) * size, size);
+      if (kv.scale_bytes() == 0) continue;
+      kv.key_scales(to_page)[head * kPageTokens + to] = kv.key_scales(from_page)[head * kPageTokens + from];
+      kv.value_scales(to_page)[head * kPageTokens + to] = kv.value_scales(from_page)[head * kPageTokens + from];
+    }
+  }
 }
 
 void Program::copy_page(int source, int target) {
@@ -161,6 +187,7 @@ void Program::begin_phase(PhaseKind kind, bool over_wanted) {
 void Program::begin_job() { phases_.back().jobs.emplace_back(); }
 
 void Program::add(const Instruction& instruction) {
+  check_operands(instruction);
   check_locals(instruction);
   Job& job = phases_.back().jobs.back();
   (instruction.op == Op::multiply ? job.products : job.tail).push_back(instruction);
@@ -170,6 +197,7 @@ void Program::add(const Instruction& instruction) {
     job.num_column_tasks = divide_up(job.columns, job.task_columns);
   }
   if (instruction.op == Op::encode) make_room_to_encode(instruction.a);
+  if (instruction.op == Op::embed) num_tokens_ = weights_[instruction.weight].rows;
 }
 
 // Rows in bfloat16 that do not stay in the second cache are read again for each task: so tasks have twice the columns, where all members still
@@ -178,6 +206,17 @@ bool Program::has_wide_tasks(const Instruction& product) const {
   const size_t values = static_cast<size_t>(bf16_rows_per_task(team_.size())) * buffers_[product.a].columns;
   return options_.has_bf16_prompts && !phases_.back().over_wanted && values > kNearValues &&
          divide_up(buffers_[product.out].columns, 2 * task_columns_) % team_.size() == 0;
+}
+
+void Program::check_operands(const Instruction& in) const {
+  const auto check = [](int index, size_t count, const char* what) {
+    if (index < -1 || index >= static_cast<int>(count)) throw std::invalid_argument(std::string("an instruction names a ") + what + " that is not there");
+  };
+  if (phases_.empty() || phases_.back().jobs.empty()) throw std::invalid_argument("an instruction comes before its phase, or its job");
+  for (const int buffer : {in.out, in.a, in.b}) check(buffer, buffers_.size(), "buffer");
+  check(in.weight, weights_.size(), "weight");
+  check(in.vector, vectors_.size(), "vector");
+  check(in.layer, options_.num_layers, "layer");
 }
 
 void Program::check_locals(const Instruction& in) const {
@@ -214,15 +253,12 @@ int Program::result_buffer() const {
   return last.op == Op::peaks ? last.a : last.out;
 }
 
-const float* Program::peaks() const {
+int Program::maxima_buffer() const {
   const Instruction& last = last_instruction();
-  return last.op == Op::peaks ? buffers_[last.out].values.as<float>() : nullptr;
+  return last.op == Op::peaks ? last.out : -1;
 }
 
-const float* Program::run(const StepView& step) {
-  run_phases(step, 0, num_phases());
-  return row(result_buffer(), 0);
-}
+void Program::run(const StepView& step) { run_phases(step, 0, num_phases()); }
 
 void Program::run_phases(const StepView& step, int first, int last) {
   cut_rows(step);
@@ -301,11 +337,19 @@ float* Program::cells(int buffer, int i, const Slice& slice) {
   return locals_[b.local * team_.size() + slice.member] + slice.local_stride * (i - slice.first_row);
 }
 
+// Calls store(slot) for every slot that a row is written to.
+template <class Store>
+void Program::store_row(const StepView& step, int i, Store store) const {
+  store(step.slots[i]);
+  if (!step.more_slots) return;
+  for (int more = step.more_starts[i]; more < step.more_starts[i + 1]; ++more) store(step.more_slots[more]);
+}
+
 // One row, the slice's columns. Whole rows for the ops that look at all columns.
 void Program::apply_row(const Instruction& in, const StepView& step, int i, const Slice& slice) {
   const int head_dim = options_.head_dim, first = slice.first_column, last = slice.last_column, n = static_cast<int>(round_up(last - first, 16));
   float* out = in.out >= 0 ? cells(in.out, i, slice) : nullptr;
-  const float* a = in.a >= 0 ? cells(in.a, in.op == Op::take ? step.wanted[i] : i, slice) : nullptr;
+  const float* a = in.a >= 0 ? cells(in.a, in.op == Op::take ? step.logit_rows[i] : i, slice) : nullptr;
   switch (in.op) {
     case Op::embed:
       unpack_row(weights_[in.weight], step.tokens[i], out);
@@ -331,8 +375,8 @@ void Program::apply_row(const Instruction& in, const StepView& step, int i, cons
     }
     case Op::rope: kernels_.rope(a, row(in.b, i), row(in.b, i) + head_dim / 2, (last - first) / head_dim, head_dim, out); break;
     case Op::take: std::memcpy(out, a, n * sizeof(float)); break;
-    case Op::store_keys: kernels_.store_keys(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
-    case Op::store_values: kernels_.store_values(kv_layer(in.layer), a, first / head_dim, last / head_dim, step.slots[i]); break;
+    case Op::store_keys: store_row(step, i, [&](int slot) { kernels_.store_keys(kv_layer(in.layer), a, first / head_dim, last / head_dim, slot); }); break;
+    case Op::store_values: store_row(step, i, [&](int slot) { kernels_.store_values(kv_layer(in.layer), a, first / head_dim, last / head_dim, slot); }); break;
     case Op::encode:
       if (!slice.over_wanted && are_bf16_[i]) kernels_.to_bf16(a, last - first, buffers_[in.a].bf16, i, first);
       else if (options_.code_bytes > 0) kernels_.quantize(a, last - first, buffers_[in.a].codes().from(buffers_[in.a].columns * static_cast<size_t>(i) + first));
@@ -416,7 +460,7 @@ void Program::cut_rows(const StepView& step) {
   pieces_.clear(), wanted_pieces_.clear();
   are_bf16_.assign(step.num_tokens, false);
   for (int s = 0; s < step.num_sequences && options_.has_bf16_prompts; ++s)
-    if (step.is_prompt[s]) std::fill(are_bf16_.begin() + step.starts[s], are_bf16_.begin() + step.starts[s + 1], true);
+    if (step.numerics[s] == kBf16) std::fill(are_bf16_.begin() + step.starts[s], are_bf16_.begin() + step.starts[s + 1], true);
   const auto cut = [](int first, int last, bool is_bf16, int most, std::vector<Piece>& pieces) {
     for (; first < last; first += most) pieces.push_back({first, std::min(first + most, last), is_bf16});
   };
@@ -426,7 +470,7 @@ void Program::cut_rows(const StepView& step) {
     cut(first, last, is_bf16, is_bf16 ? bf16_rows_per_task(team_.size()) : kRowsPerTask, pieces_);
     first = last;
   }
-  cut(0, step.num_wanted, false, kRowsPerTask, wanted_pieces_);
+  cut(0, step.num_logits, false, kRowsPerTask, wanted_pieces_);
 }
 
 void Program::cut_queries(const StepView& step) {
@@ -449,9 +493,11 @@ void Program::cut_queries(const StepView& step) {
 }
 
 void Program::list_kernels(const StepView& step, int sequence) {
-  for (int i = step.starts[sequence]; i < step.starts[sequence + 1]; ++i)
+  const int first = step.starts[sequence], last = step.starts[sequence + 1];
+  if (first == last || !options_.sparse.is_on()) return;
+  for (int token = step.fresh ? step.fresh[sequence] : step.positions[first]; token <= step.positions[last - 1]; ++token)
     for (const bool is_coarse : {false, true})
-      if (options_.sparse.completes(is_coarse, step.positions[i])) new_kernels_.push_back({sequence, step.positions[i], is_coarse});
+      if (options_.sparse.completes(is_coarse, token)) new_kernels_.push_back({sequence, token, is_coarse});
 }
 
 // Of so many sparse rows of a sequence, how many are a task.

@@ -24,11 +24,17 @@
 
 namespace minicpm4 {
 
-// Arrays of one step; see Step in src/minicpm4/model/step.py.
+// Arrays of one step; see Step and LinearStep in src/minicpm4/model.
 struct StepView {
-  const int32_t *tokens, *positions, *slots, *starts, *lengths, *pages, *wanted, *is_prompt;
-  int num_tokens, num_sequences, pages_stride, num_wanted;
+  const int32_t *tokens, *positions, *slots, *starts, *lengths, *pages, *logit_rows, *numerics;
+  int num_tokens, num_sequences, pages_stride, num_logits;
+  // Of draft trees, else null: further slots that row i is written to, [more_starts[i], more_starts[i + 1]), and of each sequence the token from
+  // which on its compressed keys are made.
+  const int32_t *more_starts = nullptr, *more_slots = nullptr, *fresh = nullptr;
 };
+
+constexpr int kOrdinary = 0, kBf16 = 1;  // numerics of a sequence's rows
+constexpr int kTreePages = 256;          // pages behind the cache's own, for the branches of draft trees; touched when there are some
 
 enum class Op { embed, scale, rms_norm, rms_norm_heads, add_scaled, add_bias, swiglu, rotation, rope, take, encode, store_keys, store_values, multiply, attend, merge, peaks, compress, select };
 
@@ -78,22 +84,21 @@ class Program {
   void begin_phase(PhaseKind kind, bool over_wanted);
   // In a phase of products: what follows belongs together and has the same columns.
   void begin_job();
-  // std::invalid_argument where a local buffer would be looked at outside the task that makes it.
+  // std::invalid_argument for an operand that is not there, and where a local buffer would be looked at outside the task that makes it.
   void add(const Instruction& instruction);
 
-  // Runs one step; the result is the last instruction's buffer, or what its peaks are of: [wanted][stride], valid until the next run.
-  const float* run(const StepView& step);
+  // Runs one step; the result is the last instruction's buffer, or what its block maxima are of, valid until the next run.
+  void run(const StepView& step);
   // Runs some of the phases; who runs a part fills the rows of the buffers that it reads, and reads those that it fills.
   void run_phases(const StepView& step, int first, int last);
   int num_phases() const { return static_cast<int>(phases_.size()); }
   float* row(int buffer, int index) { return buffers_[buffer].values.as<float>() + buffers_[buffer].stride * index; }
-  int result_stride() const { return static_cast<int>(buffers_[result_buffer()].stride); }
+  int result_buffer() const;
+  int maxima_buffer() const;  // of the result's block maxima, -1 where the program makes none
+  int num_tokens() const { return num_tokens_; }  // rows of the table that tokens are looked up in
   int task_columns() const { return task_columns_; }
-  // Of the newest result, [wanted][peaks_stride]; null where the program makes none.
-  const float* peaks() const;
-  int num_peaks() const { return buffers_[last_instruction().out].columns; }
-  int peaks_stride() const { return static_cast<int>(buffers_[last_instruction().out].stride); }
-  size_t kv_bytes() const { return kv_.bytes() + fine_.bytes() + coarse_.bytes(); }
+  // Without the pages of draft trees.
+  size_t kv_bytes() const { return (kv_.bytes() + fine_.bytes() + coarse_.bytes()) / num_all_pages() * options_.num_pages; }
   const Options& options() const { return options_; }
   KvLayer kv_layer(int layer) const;
   SparseLayer sparse_layer(int layer) const;
@@ -105,6 +110,16 @@ class Program {
   std::span<const int32_t> chosen_blocks(int sparse_row, int kv_head) const;
   // All that is kept of a page, of every layer: keys, values, compressed keys.
   void copy_page(int source, int target);
+  // Token `source` of the sequence that has these pages becomes its token `target` too: keys and values of every layer.
+  void copy_token(const int32_t* pages, int source, int target);
+  // The compressed keys that end with a token, of every layer.
+  void compress_at(const int32_t* pages, int token);
+  int num_all_pages() const { return options_.num_pages + kTreePages; }
+  // Which buffer holds what the head multiplies, after a run; see `hidden`.
+  void keep_hidden(int buffer) { hidden_buffer_ = buffer; }
+  int hidden_buffer() const { return hidden_buffer_; }
+  int columns_of(int buffer) const { return buffers_[buffer].columns; }
+  int stride_of(int buffer) const { return static_cast<int>(buffers_[buffer].stride); }
 
  private:
   struct Buffer {
@@ -156,14 +171,16 @@ class Program {
   void apply(const Instruction& in, const StepView& step, const Slice& slice);
   void apply_row(const Instruction& in, const StepView& step, int i, const Slice& slice);
   float* cells(int buffer, int i, const Slice& slice);
-  int rows_of(const Phase& phase, const StepView& step) const { return phase.over_wanted ? step.num_wanted : step.num_tokens; }
+  int rows_of(const Phase& phase, const StepView& step) const { return phase.over_wanted ? step.num_logits : step.num_tokens; }
   int share_start(int num_tasks, int member) const { return static_cast<int>(static_cast<int64_t>(num_tasks) * member / team_.size()); }
   template <class Work>
   void take_tasks(size_t phase, int num_tasks, int member, Work work);
+  void check_operands(const Instruction& instruction) const;
   void check_locals(const Instruction& instruction) const;
+  template <class Store>
+  void store_row(const StepView& step, int i, Store store) const;
   void make_room_to_encode(int buffer);
   const Instruction& last_instruction() const;
-  int result_buffer() const;
   static int num_product_tasks(const Phase& phase, int num_pieces);
   static const Job& job_of(const Phase& phase, int num_pieces, int* task);
   void run_products(size_t index, const StepView& step, int member);
@@ -206,6 +223,7 @@ class Program {
   std::vector<Cut> cuts_;        // one or two a sequence of the step, in the order of rows
   std::vector<NewKernel> new_kernels_;
   std::vector<int32_t> blocks_, block_counts_;  // of the step's sparse rows: [sparse row][kv head][max_blocks]; [sparse row][kv head]
+  int hidden_buffer_ = -1, num_tokens_ = 0;
   int num_attend_tasks_ = 0, num_select_tasks_ = 0, num_stretches_ = 0, num_sparse_rows_ = 0;
   Memory partials_;              // attention over a stretch: [stretch][head][padded dim + 2], of lone rows
   Memory kv_, fine_, coarse_;    // keys and values; kernels

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from minicpm4 import _native
-from minicpm4.model import PackedTensor
+from minicpm4.model import PackedTensor, pages_for
+from minicpm4.model.step import single_step
 
 TEAM, ARENA = _native.Team(1), _native.Arena()
 UNUSED = {"out": -1, "a": -1, "b": -1, "weight": -1, "vector": -1, "layer": -1, "factor": 0.0}
@@ -20,7 +21,7 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
         max_rows=num_rows,
         code_bytes=np.dtype(kind).itemsize,
         has_bf16_prompts=False,
-        num_pages=1,
+        num_pages=pages_for(num_rows),
         num_layers=1,
         num_heads=1,
         num_kv_heads=1,
@@ -37,9 +38,7 @@ def native_product(isa: str, x_TK: np.ndarray, weight: PackedTensor, *, kind: st
     program.begin_phase(_native.PhaseKind.products, False)
     program.begin_job()
     program.add(_native.Op.multiply, **UNUSED | {"out": out, "a": x, "weight": factor})
-    each, zeros = np.arange(num_rows, dtype=np.int32), np.zeros(num_rows, np.int32)
-    starts, lengths, pages = np.array([0, num_rows], np.int32), np.ones(1, np.int32), np.zeros((1, 1), np.int32)
-    # The program makes no use of the vocabulary but to check tokens and to shape the result.
-    return program.run(each, zeros, zeros, starts, lengths, pages, each, np.zeros(1, np.int32), max(num_rows, weight.num_rows))[
-        :, : weight.num_rows
-    ].copy()
+    each = np.arange(num_rows, dtype=np.int32)
+    s = single_step(each, num_logits=num_rows)
+    result, *_ = program.run(s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)
+    return np.array(result)

@@ -93,3 +93,24 @@ def check_number(
     low_text, high_text = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in within)
     span = f"above {low_text} and at most {high_text}" if excludes_low else f"from {low_text} to {high_text}"
     raise error(f"{name} is {value!r:.80}, expected {kind} {span}", hint=f"correct {name}")
+
+
+def flags_of(config: type, name: str) -> tuple[str, ...]:
+    """A field's flags: those that its `Option` names, else its name; of a question "--yes/--no"."""
+    [one] = [one for one in fields(config) if one.name == name]
+    found, flag = option_of(one), name.replace("_", "-")
+    if found is not None and found.flags:
+        return found.flags
+    return (f"--{flag}/--no-{flag}",) if types_of(config)[name][0] is bool else (f"--{flag}",)
+
+
+def words_of(options: Any) -> list[str]:
+    """The command line's words that ask for these options: of those fields that have an `Option` and are not at their defaults."""
+    words = list[str]()
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if option_of(one) is None or value == one.default or value is None:
+            continue
+        yes, _, no = flags_of(type(options), one.name)[-1].partition("/")
+        words += [yes if value else no] if isinstance(value, bool) else [yes, str(value)]
+    return words

@@ -9,15 +9,17 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.padding import padded_model
-from benchmarks.quality import Quality, Score, Subject, cell, options_for, quality_table, requantized, score_text
+from benchmarks.quality import Quality, Score, Subject, cell, quality_table, requantized, score_text
 from benchmarks.write_model import write_model
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.errors import ConfigError
+from minicpm4.executors.reference import ReferenceOptions
 from minicpm4.quant import dequantize, quantize
 from tests.checkpoint.checkpoint_files import TINY_JSON
 from tests.toy import toy_config, toy_weights
 
 TOKENS = [1, 5, 9, 2, 30, 7, 7, 11]
+FLOATS = ReferenceOptions(kv_format="f32")
 ROW = Quality("q4_k", True, "int8", "same", "f16", bits_per_byte=1.001, reference_bits_per_byte=1.0, difference=0.001, agreement=0.99)
 
 
@@ -34,16 +36,15 @@ def test_an_indifferent_model_spends_the_logarithm_of_its_vocabulary() -> None:
     config = toy_config()
     weights = {name: quantize(0 * dequantize(tensor), "f32", name=name) for name, tensor in toy_weights(config).items()}
     subject = Subject("f32", config, weights, is_padded=False, key="toy")
-    score = score_text("reference", subject, TOKENS, options=options_for(8, threads=1, activations="f32", kv_format="f32"))
+    score = score_text("reference", subject, TOKENS, options=FLOATS)
     assert score.bits == pytest.approx([math.log2(config.vocab_size)] * (len(TOKENS) - 1))
 
 
 @pytest.mark.parametrize("step_tokens", [3, 256])
 def test_steps_do_not_matter(step_tokens: int) -> None:
     subject = Subject("f32", toy_config(), toy_weights(toy_config()), is_padded=False, key="toy")
-    options = replace(options_for(8, threads=1, activations="f32", kv_format="f32"), max_step_tokens=step_tokens)
-    whole = score_text("reference", subject, TOKENS, options=replace(options, max_step_tokens=7))
-    parts = score_text("reference", subject, TOKENS, options=options)
+    whole = score_text("reference", subject, TOKENS, options=FLOATS, step_tokens=7)
+    parts = score_text("reference", subject, TOKENS, options=FLOATS, step_tokens=step_tokens)
     assert parts.bits == pytest.approx(whole.bits, rel=1e-5)
     assert parts.best == whole.best
 
@@ -55,9 +56,8 @@ def test_padding_changes_nothing() -> None:
     assert padded.hidden_size % 256 == padded.intermediate_size % 256 == padded.num_heads * padded.head_dim % 256 == 0
     assert padded.num_heads // padded.num_kv_heads == config.num_heads // config.num_kv_heads
     wide = {name: quantize(load(name), "f32", name=name) for name in weights}
-    options = options_for(8, threads=1, activations="f32", kv_format="f32")
     scores = [
-        score_text("reference", Subject("f32", shape, tensors, is_padded=False, key="toy"), TOKENS, options=options)
+        score_text("reference", Subject("f32", shape, tensors, is_padded=False, key="toy"), TOKENS, options=FLOATS)
         for shape, tensors in ((config, weights), (padded, wide))
     ]
     assert scores[1].bits == pytest.approx(scores[0].bits, rel=1e-5)  # sums of float32 in another order

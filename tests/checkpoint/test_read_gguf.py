@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minicpm4.checkpoint import StringArray, TensorFile, read_gguf
 from minicpm4.checkpoint.gguf_types import FORMAT_OF_TYPE
 from minicpm4.errors import CheckpointError, MiniCPMError
-from minicpm4.model import STORAGE_FORMATS
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 
 @pytest.mark.parametrize("name", FORMAT_OF_TYPE.values())

@@ -19,7 +19,7 @@ from minicpm4.cli import app
 from minicpm4.cli.grouped import grouped
 from minicpm4.cli.options import load_options
 from minicpm4.engine import LoadOptions
-from minicpm4.evaluate.recipe import load_words
+from minicpm4.fields import words_of
 from minicpm4.hardware import child_environment
 from tests.checkpoint.checkpoint_files import TINY_JSON
 
@@ -139,7 +139,7 @@ def test_bench_prints_a_row_and_an_object(default_gguf):
         (("chat", "--executor", "abacus", "-p", "hi"), 1, "error: there is no executor 'abacus'"),
         (("chat", "-c", "99999", "-p", "hi"), 1, "error: a context of 99999 tokens was asked for"),
         (("bench", "--prefill", "9000"), 1, "error: the run needs 9000 tokens of context, there are 8192"),
-        (("chat", "--topk", "3", "-p", "hi"), 1, "hint: this model is not made for sparse attention; add --sparse"),
+        (("chat", "--sparse-topk", "3", "-p", "hi"), 1, "hint: this model is not made for sparse attention; add --sparse"),
         (("bench", "--random", "3B"), 1, "error: there is no shape '3B'"),
         (("generate", "--threads", "many"), 2, "Try 'minicpm4 generate --help'"),
         (("sing",), 2, "No such command"),
@@ -156,7 +156,7 @@ def test_wrong_usage(default_gguf, arguments, code, message):
 
 def test_sparse_attention_by_flags_is_said_in_the_line_after_the_answer(default_gguf):
     common = ("generate", "-p", "word " * 300, "-n", "2", "-c", "512")
-    code, _, notes = run(*common, "--sparse", "--topk", "1", "--window", "64", "--dense-len", "0")
+    code, _, notes = run(*common, "--sparse", "--sparse-topk", "1", "--sparse-window", "64", "--dense-len", "0")
     assert code == 0
     assert "attention sparse beyond 0 tokens, 2 blocks of 64 a token (asked for)" in notes
     assert re.search(r"attended to 2 of 5 blocks \(\d\d\.\d % of the tokens\)", notes)
@@ -168,7 +168,7 @@ def test_sparse_attention_by_flags_is_said_in_the_line_after_the_answer(default_
 def test_nothing_is_known_from_before_where_that_was_asked_for():
     assert load_options().prefix_cache
     assert not load_options(prefix_cache=False).prefix_cache
-    assert load_words(LoadOptions(prefix_cache=False, dense_len=5)) == ["--dense-len", "5", "--no-prefix-cache"]
+    assert words_of(LoadOptions(prefix_cache=False, dense_len=5)) == ["--dense-len", "5", "--no-prefix-cache"]
 
 
 def test_stop_texts_by_environment_are_lines(default_gguf):
@@ -189,7 +189,8 @@ def test_every_option_has_its_variable():
     for command in [*app.registered_commands, *groups[0].registered_commands]:
         for name, parameter in inspect.signature(command.callback, eval_str=True).parameters.items():
             [info] = parameter.annotation.__metadata__
-            long = next((flag for flag in info.param_decls or () if flag.startswith("--")), f"--{name}").split("/")[0]
+            names = (str(info.default), *(info.param_decls or ()))  # typer takes the first name for a default until it parses
+            long = next((flag for flag in names if flag.startswith("--")), f"--{name}").split("/")[0]
             found[long] = info.envvar
     assert len(found) > 25
     assert found.pop("--stop") is None

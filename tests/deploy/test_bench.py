@@ -14,6 +14,7 @@ from minicpm4.deploy import BenchOptions, BenchResult, Subject, random_subject, 
 from minicpm4.deploy import bench as bench_module
 from minicpm4.engine import LoadOptions
 from minicpm4.errors import CapacityError, ConfigError, UnsupportedError
+from minicpm4.executors import StepResult
 from minicpm4.hardware import Choice
 from minicpm4.model import Step
 from minicpm4.model.config import SparseConfig
@@ -44,6 +45,7 @@ class Watched:
 
     choices = (Choice("isa", "abacus", "it was at hand"),)
     weight_bytes = 1000
+    prompt_numerics = 0
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -51,11 +53,11 @@ class Watched:
         self.is_closed = False
         self.fails = False
 
-    def run(self, step: Step) -> np.ndarray:
+    def run(self, step: Step) -> StepResult:
         if self.fails:
             raise RuntimeError("out of beads")
         self.steps.append(step)
-        return np.zeros((len(step.logit_rows_R), 1), np.float32)
+        return StepResult(np.zeros((len(step.logit_rows_R), 1), np.float32))
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self.filled.append((pages.tolist(), seed))
@@ -71,7 +73,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return executor
 
 
-@pytest.mark.parametrize("executor", ["native", "reference", "torch"])
+@pytest.mark.parametrize("executor", ["native", "torch"])
 def test_a_report_has_every_field_and_the_numbers_belong_together(subject: Subject, executor: str) -> None:
     result = run_bench(subject, LoadOptions(executor=executor, threads=2), QUICK)
     values = json.loads(result.as_json())
@@ -105,7 +107,7 @@ def test_a_report_says_how_to_run_it_again(subject: Subject) -> None:
 
 
 def test_on_another_device_the_memory_here_says_nothing(subject: Subject, watched: Watched) -> None:
-    result = run_bench(subject, LoadOptions(device="cuda"), QUICK)
+    result = run_bench(subject, LoadOptions(executor="torch", device="cuda"), QUICK)
     assert result.memory_gb_per_second is result.bandwidth_share is None
     assert result.read_gb_per_second
     assert (result.device, result.cards) == ("cuda", 1)
@@ -157,7 +159,7 @@ def test_options_of_the_executor_reach_it(subject: Subject) -> None:
     default = run_bench(subject, LoadOptions(threads=1), QUICK)
     assert (default.isa, default.activations, default.kv_format) == (_native.usable_isas()[0], "int16", "f16")
     assert result.kv_bytes_per_token == 2 * default.kv_bytes_per_token
-    with pytest.raises(UnsupportedError, match="executor torch cannot do activations: int8"):
+    with pytest.raises(UnsupportedError, match="executor torch has no activations to set to int8"):
         run_bench(subject, LoadOptions(executor="torch", activations="int8"), QUICK)
 
 
@@ -195,11 +197,11 @@ def test_the_memory_is_read_at_a_plausible_speed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_packed_weights_are_kept_of_models_alone(subject: Subject) -> None:
-    with pytest.raises(ConfigError, match="packed weights are kept of models, not of random weights; leave out --repack-cache"):
-        run_bench(subject, LoadOptions(repack_cache=True), QUICK)
+    with pytest.raises(ConfigError, match="packed weights are kept of models, not of random weights; leave out --tile-cache"):
+        run_bench(subject, LoadOptions(tile_cache=True), QUICK)
 
 
-SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, topk=2, window=64, dense_len=100)
+SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, sparse_topk=2, sparse_window=64, dense_len=100)
 
 
 def test_sparse_decoding_reads_what_it_attends_to_and_its_kernels(subject: Subject) -> None:
@@ -208,7 +210,7 @@ def test_sparse_decoding_reads_what_it_attends_to_and_its_kernels(subject: Subje
     assert result.attended_share == pytest.approx(3 * (64 + 64 + 40) / (231 + 232 + 233))
     assert result.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2 * (64 + 64 + 39) + 2 * 2 * 8 * 4 * 4 * 3  # three pages of four kernels
     command = str(result.recipe["command"])
-    assert command.endswith("--sparse --topk 2 --window 64 --dense-len 100 --exact-lse")
+    assert command.endswith("--sparse --sparse-topk 2 --sparse-window 64 --dense-len 100 --exact-lse")
     prompt = run_bench(subject, SPARSE, BenchOptions(prefill=250, decode=0, repeats=1))
     assert prompt.blocks_selected == pytest.approx((64 * 1 + 64 * 2 + 122 * 3) / 250)
     assert prompt.blocks_total == pytest.approx((64 * 1 + 64 * 2 + 64 * 3 + 58 * 4) / 250)

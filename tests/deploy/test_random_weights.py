@@ -11,9 +11,9 @@ import pytest
 from minicpm4.checkpoint.hf_folder import read_config
 from minicpm4.deploy.random_weights import random_weights, shape_config
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.model import STORAGE_FORMATS
 from minicpm4.model.config import RopeConfig
 from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, layer_parameter, parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 from tests.checkpoint.checkpoint_files import TINY_JSON
 from tests.toy import plan_step, toy_config, toy_executor

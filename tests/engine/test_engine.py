@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from minicpm4 import CapacityError, RequestError, SamplingParams
-from minicpm4.engine.engine import Engine, Limits
+from minicpm4.engine.draft import Draft
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.limits import Limits
+from minicpm4.engine.sampler import Sampler
+from minicpm4.engine.scheduler import Scheduler
+from minicpm4.executors import StepResult
+from minicpm4.executors.native import NativeExecutor
 from tests.toy import TOY, toy_executor, toy_weights
 
 PROMPTS = [[5, 6, 7], list(range(70)), [11], [90, 3, 3, 3, 8], list(range(40, 60))]
@@ -17,9 +23,9 @@ def executor():
     executor.close()
 
 
-def engine_of(executor, *, num_pages=16, eos_ids=(), context_length=512):
+def engine_of(executor, *, num_pages=16, eos_ids=(), context_length=512, drafter=None):
     limits = Limits(TOY.vocab_size, frozenset(eos_ids), context_length=context_length, num_pages=num_pages, max_step_tokens=48)
-    return Engine(executor, limits)
+    return Engine(executor, limits, drafter=drafter)
 
 
 def answers(engine, prompts, params):
@@ -27,7 +33,7 @@ def answers(engine, prompts, params):
     tokens, reasons = {request: [] for request in requests}, {}
     while engine.scheduler.has_work:
         for event in engine.step():
-            tokens[event.request] += [event.token] if event.token is not None else []
+            tokens[event.request] += event.tokens
             if event.finish_reason:
                 reasons[event.request] = event.finish_reason
     return [tokens[request] for request in requests], [reasons[request] for request in requests]
@@ -89,40 +95,91 @@ def test_refuses(executor):
     assert not engine.scheduler.has_work
 
 
-class Interrupted:
-    """Stands for a sampler, and for Ctrl-C in the middle of its work."""
+CUTS = {  # the parts of a step
+    "plan": (Scheduler, "plan"),
+    "copy": (NativeExecutor, "copy_pages"),
+    "run": (NativeExecutor, "run"),
+    "sample": (Sampler, "choose"),
+    "commit": (Scheduler, "commit"),
+    "report": (Engine, "_advance"),
+}
 
-    def choose(self, logits, peaks=None):
-        raise KeyboardInterrupt
+
+@pytest.mark.parametrize("cut", [*CUTS, "after plan", "after copy", "after run", "after sample"])
+def test_a_step_that_is_cut_loses_nothing_and_publishes_nothing(executor, monkeypatch, cut):
+    """Ctrl-C before and after each part of a step; what was committed is reported by the next one."""
+    params = SamplingParams(max_tokens=8, temperature=1.0, seed=2, frequency_penalty=1.0, n=2)
+    prompts = [PROMPTS[0], list(range(70)), PROMPTS[2]]
+    undisturbed = samples(engine_of(executor), prompts, params)
+    engine, (kind, name), is_after = engine_of(executor), CUTS[cut.removeprefix("after ")], cut.startswith("after")
+    original = getattr(kind, name)
+    state = {"calls": 0}
+
+    def interrupted(*arguments, **details):
+        state["calls"] += 1
+        result = original(*arguments, **details) if is_after else None
+        if state["calls"] in (2, 3, 5):
+            raise KeyboardInterrupt
+        return result if is_after else original(*arguments, **details)
+
+    published = engine.scheduler.pool._by_key
+    monkeypatch.setattr(kind, name, interrupted)
+    assert samples(engine, prompts, params, before_failure=lambda: dict(published)) == undisturbed
+    assert engine.scheduler.pool.num_free == 16
 
 
-def test_an_interrupted_step_is_computed_again(executor):
-    params = SamplingParams(max_tokens=8, temperature=1.0, seed=2, frequency_penalty=1.0)
-    undisturbed, _ = answers(engine_of(executor), PROMPTS[:3], params)
-    engine = engine_of(executor)
-    requests = [engine.add(prompt, params)[0] for prompt in PROMPTS[:3]]
-    events = [event for _ in range(4) for event in engine.step()]
-    victim = engine._running[requests[2]]
-    victim.sampler, sampler = Interrupted(), victim.sampler
-    with pytest.raises(KeyboardInterrupt):
-        engine.step()
-    victim.sampler = sampler
-    [late] = engine.add(PROMPTS[3], params)
-    while engine.scheduler.has_work:
-        events += engine.step()
-    assert [[e.token for e in events if e.request == request] for request in requests] == undisturbed
-    assert [e.token for e in events if e.request == late] == answers(engine_of(executor), [PROMPTS[3]], params)[0][0]
+def samples(engine, prompts, params, *, before_failure=None):
+    """Tokens of each request; steps that are interrupted are taken again, and have published nothing."""
+    tokens = {request: [] for prompt in prompts for request in engine.add(prompt, params)}
+    while engine.scheduler.has_work or engine._committed:
+        published = before_failure() if before_failure else None
+        try:
+            for event in engine.step():
+                tokens[event.request] += event.tokens
+        except KeyboardInterrupt:
+            assert engine._committed or before_failure() == published
+    return list(tokens.values())
+
+
+class TreeDrafter:
+    """Guesses a random tree, in which some path follows what the answer will be."""
+
+    def __init__(self, answer_of):
+        self.answer_of, self.random = answer_of, np.random.default_rng(0)
+
+    def draft(self, request, tokens, room):
+        goes_on = self.answer_of.get(request, [])[len(tokens) - self.answer_of["prompt", request] :]
+        guesses, parents, last = [], [], -1
+        for true in goes_on[: int(self.random.integers(0, 5))]:
+            for token in self.random.permutation([true, *self.random.integers(0, 90, 2).tolist()]).tolist():
+                guesses.append(token)
+                parents.append(last)
+            last = next(row for row, (token, parent) in enumerate(zip(guesses, parents, strict=True)) if (token, parent) == (true, last))
+        return Draft(tuple(guesses), tuple(parents)).cut(room)
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=str)
+def test_a_draft_changes_no_answer(name, temperature):
+    """Guesses that come true and others, in trees: answers, logprobs and endings are those without, in fewer steps."""
+    runner = toy_executor(name, TOY, toy_weights(TOY), num_pages=16, max_step_tokens=48)
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=5, frequency_penalty=0.5, logprobs=1)
+    plain, plain_reasons = answers(engine_of(runner), PROMPTS, params)
+    answer_of = dict(enumerate(plain)) | {("prompt", number): len(prompt) for number, prompt in enumerate(PROMPTS)}
+    engine = engine_of(runner, drafter=TreeDrafter(answer_of))
+    assert answers(engine, PROMPTS, params) == (plain, plain_reasons)
+    assert engine.scheduler.pool.num_free == 16
 
 
 class BrokenExecutor:
     """Gives NaN for one of two requests."""
 
-    peaks = None
+    prompt_numerics = 0
 
     def run(self, step):
         logits = np.zeros((len(step.logit_rows_R), TOY.vocab_size), np.float32)
         logits[step.tokens_T[step.logit_rows_R] == 1] = np.nan
-        return logits
+        return StepResult(logits)
 
 
 def test_broken_arithmetic_ends_one_request_alone():

@@ -14,8 +14,8 @@ from minicpm4 import LLM, CapacityError, CheckpointError, ConfigError, RequestEr
 from minicpm4.engine import LoadOptions
 from minicpm4.engine.defaults import default_params
 from minicpm4.engine.ends import ids_in
-from minicpm4.engine.load import size_cache, wishes_of
-from minicpm4.executors import Wishes
+from minicpm4.engine.load import preferences_of, size_cache
+from minicpm4.executors import Preferences, StepResult
 from minicpm4.executors.native.options import choose_activations, choose_prompt_activations
 from minicpm4.model.hf_config import config_from_hf
 from tests.checkpoint.checkpoint_files import tiny_weights, write_folder
@@ -42,12 +42,12 @@ def test_the_answer_names_paris(llm):
 def test_packed_weights_are_kept_between_loads(default_gguf, tmp_path, monkeypatch, llm):
     monkeypatch.setenv("MINICPM4_CACHE", str(tmp_path))
     for expected in ("made and kept", "kept ones"):
-        with LLM(str(default_gguf), context_length=1024, repack_cache=True) as keeping:
+        with LLM(str(default_gguf), context_length=1024, tile_cache=True) as keeping:
             assert [choice.value for choice in keeping.loaded.choices if choice.what == "packed weights"] == [expected]
             assert keeping.chat(QUESTION).text == llm.chat(QUESTION).text
     (kept,) = (tmp_path / "packed").iterdir()
     kept.write_bytes(kept.read_bytes()[:-1])
-    with LLM(str(default_gguf), context_length=1024, repack_cache=True) as keeping:
+    with LLM(str(default_gguf), context_length=1024, tile_cache=True) as keeping:
         assert "are made again: it is damaged: the file is too short" in keeping.loaded.warnings[-1]
 
 
@@ -195,16 +195,16 @@ def test_executors_and_formats_are_choices(default_gguf):
         ({"executor": "abacus"}, ConfigError, "there is no executor 'abacus'; choose one of native"),
         ({"isa": "mmx"}, UnsupportedError, "cannot do instruction sets: mmx"),
         ({"activations": "int4"}, UnsupportedError, "cannot do activations: int4"),
-        ({"prompt_activations": "bf8"}, ConfigError, "there are no prompt activations 'bf8'; choose one of auto, same, bf16"),
+        ({"prompt_activations": "bf8"}, ConfigError, "prompt_activations is 'bf8', expected one of its choices; choose one of auto, same"),
         ({"prompt_activations": "bf16", "isa": "generic"}, UnsupportedError, "cannot do prompt activations: bf16; it offers same"),
-        ({"kv_format": "q4_0"}, ConfigError, "there is no KV format 'q4_0'"),
+        ({"kv_format": "q4_0"}, ConfigError, "kv_format is 'q4_0', expected one of its choices; choose one of auto, "),
         ({"threads": 0}, ConfigError, "threads is 0"),
         ({"context_length": 9000}, CapacityError, "a context of 9000 tokens was asked for, the model is made for 8192"),
         ({"context_length": 0}, ConfigError, "context_length is 0, expected a whole number from 1 to 2147483648"),
         ({"context_length": 1.5}, ConfigError, "context_length is 1.5"),
         ({"threads": "2"}, ConfigError, "threads is '2'"),
         ({"cache_tokens": "64"}, ConfigError, "cache_tokens is '64'"),
-        ({"sparse": True, "topk": 1 << 24}, ConfigError, "topk is 16777216, expected a whole number from 1 to 16777215; correct topk"),
+        ({"sparse": True, "sparse_topk": 1 << 24}, ConfigError, "sparse_topk is 16777216, expected a whole number from 1 to 16777215"),
         ({"cache_tokens": 1 << 30}, CapacityError, "the model does not fit: weights 97 MB"),
         ({"revision": "main"}, ConfigError, "is not a hub id"),
     ],
@@ -260,8 +260,8 @@ def test_an_abandoned_stream_is_not_computed(llm):
         break
     gc.collect()
     assert len(llm.generate("Water", GREEDY).token_ids) == 24
-    assert not llm._engine.scheduler.has_work
-    assert llm._engine.scheduler.pool.num_free == llm._engine.limits.num_pages
+    assert not llm.session._engine.scheduler.has_work
+    assert llm.session._engine.scheduler.pool.num_free == llm.session.limits.num_pages
 
 
 def test_one_broken_answer_of_several(llm, monkeypatch):
@@ -269,10 +269,9 @@ def test_one_broken_answer_of_several(llm, monkeypatch):
     run = llm.loaded.executor.run
 
     def run_with_nan(step):
-        logits = run(step).copy()
+        logits = run(step).logits.copy()
         logits[step.tokens_T[step.logit_rows_R] == broken_token] = np.nan
-        llm.loaded.executor.peaks = None  # they are of other logits
-        return logits
+        return StepResult(logits)
 
     expected = llm.generate("Water boils at", GREEDY).text
     monkeypatch.setattr(llm.loaded.executor, "run", run_with_nan)
@@ -298,7 +297,7 @@ def test_a_path_names_a_model(default_gguf):
     ],
 )
 def test_activations_are_chosen_for_what_is_quantized(formats, hidden_size, choice):
-    assert str(choose_activations(Wishes(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
+    assert str(choose_activations(Preferences(), toy_config(hidden_size=hidden_size), formats)).startswith(choice)
 
 
 @pytest.mark.parametrize(("num_pages", "rows"), [(1, 64), (100, 512)])
@@ -323,9 +322,9 @@ def test_a_step_has_no_more_rows_than_the_cache_has_places(num_pages, rows):
     ids=str,
 )
 def test_activations_of_prompts_are_chosen_for_the_cpu(options, activations, formats, hidden_size, choice):
-    wishes, can_be_bf16 = wishes_of(LoadOptions(**options)), options.get("isa") == "of the test"
+    preferences, can_be_bf16 = preferences_of(LoadOptions(**options)), options.get("isa") == "of the test"
     found = choose_prompt_activations(
-        wishes, activations, config=toy_config(hidden_size=hidden_size), formats=formats, can_be_bf16=can_be_bf16
+        preferences, activations, config=toy_config(hidden_size=hidden_size), formats=formats, can_be_bf16=can_be_bf16
     )
     assert str(found) == f"prompt activations {choice}"
 

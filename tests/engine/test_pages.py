@@ -1,4 +1,4 @@
-"""Pages by their invariants: counts that add up, nothing in two places, and known pages that are what they are known for."""
+"""Pages by their invariants: counts that add up, nothing in two places, and published pages that are what they are published for."""
 
 import numpy as np
 import pytest
@@ -16,69 +16,69 @@ def page_of(letter: int) -> list[int]:
     return [letter] * PAGE_TOKENS
 
 
-def test_the_lowest_unknown_pages_come_first_and_the_longest_free_known_last():
+def test_the_lowest_unpublished_pages_come_first_and_the_longest_free_published_last():
     pool = PagePool(4)
-    first, second, third = pool.take(3)
+    first, second, third = pool.allocate(3)
     assert [first, second, third] == [0, 1, 2]
-    assert pool.make_known(first, page_of(7), after=None) == first
-    assert pool.make_known(second, page_of(8), after=first) == second
-    pool.give_back([third, second, first])
+    assert pool.publish(first, page_of(7), after=None) == first
+    assert pool.publish(second, page_of(8), after=first) == second
+    pool.release([third, second, first])
     assert pool.num_free == 4
-    assert pool.find([*page_of(7), *page_of(8), 5]) == [first, second]
-    assert pool.take(3) == [2, 3, 1]  # what follows is forgotten before what it follows
-    assert pool.find([*page_of(7), *page_of(8)]) == [first]
-    pool.share([first])
+    assert pool.match_prefix([*page_of(7), *page_of(8), 5]) == [first, second]
+    assert pool.allocate(3) == [2, 3, 1]  # what follows is forgotten before what it follows
+    assert pool.match_prefix([*page_of(7), *page_of(8)]) == [first]
+    pool.retain([first])
     assert (pool.num_free, pool.is_shared(first)) == (0, False)
 
 
 def test_only_the_very_same_tokens_are_found():
     pool = PagePool(4)
-    pages = pool.take(3)
-    pool.make_known(pages[0], page_of(1), after=None)
-    pool.make_known(pages[1], page_of(2), after=pages[0])
-    assert pool.find(page_of(1)[:-1]) == []
-    assert pool.find(page_of(2)) == []  # known only after the other
-    assert pool.find([*page_of(1), *page_of(1)]) == [0]
-    assert pool.find([*page_of(1), *page_of(2)[:-1], 3]) == [0]
-    assert pool.make_known(pages[2], np.array(page_of(1)), after=None) == 0  # another holds the same
-    pool.give_back(pages)
-    pool.take(4)
-    assert pool.find(page_of(1)) == []
+    pages = pool.allocate(3)
+    pool.publish(pages[0], page_of(1), after=None)
+    pool.publish(pages[1], page_of(2), after=pages[0])
+    assert pool.match_prefix(page_of(1)[:-1]) == []
+    assert pool.match_prefix(page_of(2)) == []  # published only after the other
+    assert pool.match_prefix([*page_of(1), *page_of(1)]) == [0]
+    assert pool.match_prefix([*page_of(1), *page_of(2)[:-1], 3]) == [0]
+    assert pool.publish(pages[2], np.array(page_of(1)), after=None) == 0  # another holds the same
+    pool.release(pages)
+    pool.allocate(4)
+    assert pool.match_prefix(page_of(1)) == []
 
 
-def test_what_follows_an_unknown_page_stays_unknown():
-    """Also where the page before it was known once: it may come to hold something else."""
+def test_what_follows_an_unpublished_page_stays_unpublished():
+    """Also where the page before it was published once: it may come to hold something else."""
     pool = PagePool(2)
-    first, second = pool.take(2)
-    assert pool.make_known(second, page_of(2), after=first) == second
-    assert pool.find(page_of(2)) == []
-    pool.make_known(first, page_of(1), after=None)
-    pool.give_back([second, first])
-    assert pool.take(2) == [second, first]
-    pool.make_known(second, page_of(2), after=first)
-    assert pool.find([*page_of(1), *page_of(2)]) == []
+    first, second = pool.allocate(2)
+    assert pool.publish(second, page_of(2), after=first) == second
+    assert pool.match_prefix(page_of(2)) == []
+    pool.publish(first, page_of(1), after=None)
+    pool.release([second, first])
+    assert pool.allocate(2) == [second, first]
+    pool.publish(second, page_of(2), after=first)
+    assert pool.match_prefix([*page_of(1), *page_of(2)]) == []
 
 
 def test_mistakes_are_said():
     pool = PagePool(3)
-    pages = pool.take(2)
-    pool.give_back(pages)
+    pages = pool.allocate(2)
+    pool.release(pages)
     for mistake, message in (
-        (lambda: pool.give_back(pages[:1]), "page 0 is given back, but nobody holds it"),
-        (lambda: pool.take(4), "4 pages wanted, 3 are free"),
-        (lambda: pool.share([0]), "page 0 is shared, but it holds nothing"),
-        (lambda: pool.make_known(0, page_of(1), after=None), "page 0 is made known, but nobody holds it"),
+        (lambda: pool.release(pages[:1]), "page 0 is released, but nobody holds it"),
+        (lambda: pool.allocate(4), "4 pages wanted, 3 are free"),
+        (lambda: pool.retain([0]), "page 0 is retained, but it holds nothing"),
+        (lambda: pool.publish(0, page_of(1), after=None), "page 0 is published, but nobody holds it"),
     ):
         with pytest.raises(AssertionError, match=message):
             mistake()
-    [page] = pool.take(1)
-    pool.make_known(page, page_of(1), after=None)
-    with pytest.raises(AssertionError, match=f"page {page} is known for other tokens"):
-        pool.make_known(page, page_of(2), after=None)
+    [page] = pool.allocate(1)
+    pool.publish(page, page_of(1), after=None)
+    with pytest.raises(AssertionError, match=f"page {page} is published for other tokens"):
+        pool.publish(page, page_of(2), after=None)
 
 
 class Sharers(RuleBasedStateMachine):
-    """Sequences of pages that grow, fork, end and begin on what is known; `contents` is what each page was filled with last."""
+    """Sequences of pages that grow, fork, end and begin on what is published; `contents` is what each page was filled with last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,25 +88,25 @@ class Sharers(RuleBasedStateMachine):
 
     @rule(letters=st.lists(st.integers(1, 2), max_size=4))
     def begin(self, letters: list[int]) -> None:
-        pages = self.pool.find([token for letter in letters for token in page_of(letter)])
+        pages = self.pool.match_prefix([token for letter in letters for token in page_of(letter)])
         for index, page in enumerate(pages):
             assert self.contents[page] == tuple(letters[: index + 1]), "a page that is found was filled after the same pages"
-        self.pool.share(pages)
+        self.pool.retain(pages)
         self.sequences.append((pages, letters[: len(pages)]))
 
     @precondition(lambda self: self.sequences and self.pool.num_free)
-    @rule(data=st.data(), letter=st.integers(1, 2), is_known=st.booleans())
-    def grow(self, data: st.DataObject, letter: int, is_known: bool) -> None:
+    @rule(data=st.data(), letter=st.integers(1, 2), is_published=st.booleans())
+    def grow(self, data: st.DataObject, letter: int, is_published: bool) -> None:
         pages, letters = data.draw(st.sampled_from(self.sequences))
-        [page] = self.pool.take(1)
+        [page] = self.pool.allocate(1)
         assert not any(page in others for others, _ in self.sequences), "a page that is taken was nobody's"
         self.contents[page] = (*letters, letter)
-        if is_known:
-            known = self.pool.make_known(page, page_of(letter), after=pages[-1] if pages else None)
-            if known != page:
-                self.pool.share([known])
-                self.pool.give_back([page])
-            page = known
+        if is_published:
+            published = self.pool.publish(page, page_of(letter), after=pages[-1] if pages else None)
+            if published != page:
+                self.pool.retain([published])
+                self.pool.release([page])
+            page = published
         pages.append(page)
         letters.append(letter)
         assert self.contents[page] == tuple(letters)
@@ -115,14 +115,14 @@ class Sharers(RuleBasedStateMachine):
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
         pages, letters = data.draw(st.sampled_from(self.sequences))
-        self.pool.share(pages)
+        self.pool.retain(pages)
         self.sequences.append(([*pages], [*letters]))
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         pages, _ = self.sequences.pop(data.draw(st.integers(0, len(self.sequences) - 1)))
-        self.pool.give_back(reversed(pages))
+        self.pool.release(reversed(pages))
 
     @invariant()
     def books_balance(self) -> None:
@@ -133,9 +133,18 @@ class Sharers(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for pages, _ in self.sequences:
-            self.pool.give_back(reversed(pages))
-        assert sorted(self.pool.take(NUM_PAGES)) == list(range(NUM_PAGES))
+            self.pool.release(reversed(pages))
+        assert sorted(self.pool.allocate(NUM_PAGES)) == list(range(NUM_PAGES))
 
 
 Sharers.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 test_sharers = Sharers.TestCase
+
+
+def test_a_salt_keeps_pages_apart():
+    """Pages of one tenant, or of one adapter, are not matched by another's."""
+    pool = PagePool(3)
+    [own] = pool.allocate(1)
+    pool.publish(own, page_of(1), after=None, salt="one")
+    assert pool.match_prefix(page_of(1), salt=lambda number: "one") == [own]
+    assert pool.match_prefix(page_of(1), salt=lambda number: "other") == pool.match_prefix(page_of(1)) == []

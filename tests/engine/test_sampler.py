@@ -1,6 +1,7 @@
 """The sampler against definitions that a reader can check by hand."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
-from minicpm4.engine.sampler import Sampler, candidates, logprobs_of, sorted_ids
-from minicpm4.executors.base import Peaks
+from minicpm4.engine.sampler import Sampler, candidates, logprobs_of, top_ids
+from minicpm4.executors.base import BlockMaxima
 
 
 def logits_of(*probabilities):
@@ -85,7 +86,7 @@ def test_candidates_are_their_definition(seed, size, top_k, top_p, min_p):
         kept.append(i)
         sum_before += weights[i]
     params = SamplingParams(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)
-    ids, got_weights, rest = candidates(logits, params, None, share=1.0)
+    ids, got_weights, rest = candidates(logits, params, partial(top_ids, logits), share=1.0)
     got = ids.tolist()
     assert got[: len(kept)] == kept[: len(got)]
     differing = [weights[i] for i in {*got} ^ {*kept}]  # a sum that is top_p to rounding, in float32, may fall on either side
@@ -94,9 +95,9 @@ def test_candidates_are_their_definition(seed, size, top_k, top_p, min_p):
     assert (rest is None) == (0 < top_k < size or top_p < 1 or min_p > 0)
 
 
-def peaks_of(logits, width):
+def maxima_of(logits, width):
     padded = np.pad(logits, (0, -len(logits) % width), constant_values=-np.inf)
-    return Peaks(width, padded.reshape(-1, width).max(axis=1))
+    return BlockMaxima(width, padded.reshape(-1, width).max(axis=1))
 
 
 @settings(max_examples=150, deadline=None)
@@ -111,22 +112,22 @@ def peaks_of(logits, width):
     min_p=st.sampled_from([0.0, 0.05]),
     penalty=st.sampled_from([0.0, 1.0]),
 )
-def test_peaks_change_nothing_but_the_time(seed, size, width, are_equal, temperature, top_k, top_p, min_p, penalty):
+def test_block_maxima_change_nothing_but_the_time(seed, size, width, are_equal, temperature, top_k, top_p, min_p, penalty):
     random = np.random.default_rng(seed)
     logits = (random.integers(-3, 3, size) if are_equal else random.standard_normal(size) * 3).astype(np.float32)
     logits[random.random(size) < 0.1] = -np.inf
     logits[random.integers(size)] = 1  # one is a number
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, presence_penalty=penalty, seed=seed, logprobs=2)
     plain, peaked = Sampler(params, []), Sampler(params, [])
-    peaks = peaks_of(logits, width)
+    maxima = maxima_of(logits, width)
     for _ in range(5):
         choice = plain.choose(logits)
-        assert peaked.choose(logits, peaks) == choice
+        assert peaked.choose(logits, maxima) == choice
         plain.accept(choice.token)
         peaked.accept(choice.token)
     count = int(random.integers(1, size + 1))
     order = sorted(range(size), key=lambda i: (-logits[i], i))
-    assert sorted_ids(logits, count, peaks).tolist() == sorted_ids(logits, count).tolist() == order[:count]
+    assert top_ids(logits, count, maxima=maxima).tolist() == top_ids(logits, count).tolist() == order[:count]
 
 
 def test_any_number_is_drawn_from_its_place_however_few_are_looked_at():
@@ -137,15 +138,15 @@ def test_any_number_is_drawn_from_its_place_however_few_are_looked_at():
     sampler = Sampler(SamplingParams(temperature=1.0, seed=1), [])
     for share in (0.0, 0.01, 0.3, 0.9, 0.999, 1 - 2**-53):
         sampler._next_number = share
-        place = np.flatnonzero(order == sampler.choose(logits, peaks_of(logits, 128)).token)[0]
+        place = np.flatnonzero(order == sampler.choose(logits, maxima_of(logits, 128)).token)[0]
         assert abs(cumulated[place] / cumulated[-1] - share) < 2e-3
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0}], ids=str)
-def test_peaks_tell_of_logits_that_are_no_numbers(params):
+def test_block_maxima_tell_of_logits_that_are_no_numbers(params):
     logits = np.zeros(300, np.float32)
     logits[200] = np.nan
-    assert Sampler(SamplingParams(**params), []).choose(logits, peaks_of(logits, 128)) is None
+    assert Sampler(SamplingParams(**params), []).choose(logits, maxima_of(logits, 128)) is None
 
 
 def test_same_seed_same_tokens():
@@ -186,3 +187,15 @@ def test_logit_bias_and_logprobs_of_the_model_itself():
 def test_logits_that_are_no_numbers_choose_nothing(value):
     assert Sampler(SamplingParams(), []).choose(np.full(4, value, np.float32)) is None
     assert Sampler(SamplingParams(temperature=1.0), []).choose(np.array([0, np.nan, 1], np.float32)) is None
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1.0, "seed": 4}, {"frequency_penalty": 2.0, "logit_bias": {3: 1.5}}], ids=str)
+def test_a_fork_goes_its_own_way(params):
+    """What a drafted token does to a fork is nothing to the sampler; both go on as one that never was forked."""
+    logits = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    first, other = (Sampler(SamplingParams(**params), [3]) for _ in range(2))
+    take(first, logits)
+    take(other, logits)
+    fork = first.fork()
+    ahead = [take(fork, logits) for _ in range(5)]
+    assert ahead == [take(first, logits) for _ in range(5)] == [take(other, logits) for _ in range(5)]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minicpm4 import CapacityError, RequestError, SamplingParams
-from minicpm4.engine.engine import Engine, Limits
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.limits import Limits
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.executors import Executor
 from minicpm4.model.step import single_step
@@ -49,15 +50,15 @@ def test_requests_that_run_are_left_alone(engine: Engine) -> None:
         engine.add(TOKENS[:60], params)
         tokens = list[int | None]()
         while engine.scheduler.has_work:
-            tokens += [event.token for event in engine.step()]
+            tokens += [token for event in engine.step() for token in event.tokens]
             if scores_between:
                 engine.score(TOKENS)
         return tokens
 
     assert answer(scores_between=True) == answer(scores_between=False)
     assert engine.scheduler.pool.num_free == 6
-    assert engine.scheduler.pool.take(2) == [1, 2]  # the lowest come first, as ever, but for the full page that is known
-    engine.scheduler.pool.give_back([2, 1])
+    assert engine.scheduler.pool.allocate(2) == [1, 2]  # the lowest come first, as ever, but for the full page that is published
+    engine.scheduler.pool.release([2, 1])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +80,8 @@ def test_what_cannot_be_scored(engine: Engine, tokens: list[int], first: int, er
 def test_pages_that_are_taken_cannot_be_had(engine: Engine) -> None:
     [request] = engine.add([1] * 199, SamplingParams())
     engine.step()
-    taken = engine.scheduler.pool.take(engine.scheduler.pool.num_free - 2)
+    taken = engine.scheduler.pool.allocate(engine.scheduler.pool.num_free - 2)
     with pytest.raises(CapacityError, match="scoring takes 3 pages of the cache, 2 are free; let the answers that run end first"):
         engine.score(TOKENS)
-    engine.scheduler.pool.give_back(reversed(taken))
+    engine.scheduler.pool.release(reversed(taken))
     engine.cancel(request)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4 import SamplingParams
-from minicpm4.engine.engine import Engine, Limits
-from minicpm4.executors import backend
+from minicpm4.engine.engine import Engine
+from minicpm4.engine.limits import Limits
+from minicpm4.executors import StepResult, backend
 from minicpm4.model import PAGE_TOKENS, pages_for
 from minicpm4.model.config import SparseConfig
 from tests.toy import TOY, toy_executor, toy_weights
@@ -28,7 +29,7 @@ class Pages:
     """An executor whose logits are drawn from the tokens that a sequence's pages hold. Fails where `failures` says so, before a copy, after
     it, or half through a step's writing."""
 
-    peaks = None
+    prompt_numerics = 0
 
     def __init__(self, num_pages, failures=()):
         self.slots = np.full((num_pages, PAGE_TOKENS, 2), -1)
@@ -55,7 +56,8 @@ class Pages:
         flat[step.slots_T] = written
         self.num_rows += len(written)
         rows = np.searchsorted(step.starts_S1, step.logit_rows_R, side="right") - 1
-        return np.array([self.logits(step.pages_SP[row], step.lengths_S[row]) for row in rows]).reshape(-1, VOCABULARY)
+        logits = np.array([self.logits(step.pages_SP[row], step.lengths_S[row]) for row in rows])
+        return StepResult(logits.reshape(-1, VOCABULARY))
 
     def logits(self, pages, length):
         held = self.slots[pages[: pages_for(length)]].reshape(-1, 2)[:length]
@@ -78,7 +80,7 @@ def alone(prompt, params):
 def run(engine, tokens):
     while engine.scheduler.has_work:
         for event in engine.step():
-            tokens[event.request].append(event.token)
+            tokens[event.request] += event.tokens
     [one] = tokens.values()
     return one
 
@@ -124,7 +126,7 @@ def test_whatever_happens_answers_are_those_alone(requests, num_pages, max_step_
             engine.cancel(request)
         try:
             for event in engine.step():
-                tokens[event.request].append(event.token)
+                tokens[event.request] += event.tokens
         except Failure:
             continue
         if not waiting and not engine.scheduler.has_work:
@@ -140,7 +142,7 @@ def test_a_prompt_is_computed_once_for_its_samples():
     tokens = {request: [] for request in engine.add(list(range(40)) * 4, params)}
     while engine.scheduler.has_work:
         for event in engine.step():
-            tokens[event.request].append(event.token)
+            tokens[event.request] += event.tokens
     assert executor.num_rows == 160 + 5 * 3
     assert list(tokens.values()) == alone(list(range(40)) * 4, params)
     assert len({tuple(answer) for answer in tokens.values()}) == 5
@@ -179,7 +181,6 @@ def native(request):
     options = {"kv_format": kv_format, "sparse": RULES[rule], "num_pages": 40, "max_step_tokens": 96, "threads": 1}
     options["prompt_activations"] = prompts
     executor = toy_executor("native", TOY, toy_weights(TOY, format_name="q8_0"), activations="int8", **options)
-    executor.tells_prompts = prompts != "same"
     yield executor
     executor.close()
 
@@ -189,12 +190,12 @@ def answers(engine, prompts, params):
     found = {request: [] for prompt in prompts for request in engine.add(prompt, params)}
     while engine.scheduler.has_work:
         for event in engine.step():
-            found[event.request].append((event.token, event.logprobs.logprob))
+            found[event.request] += [(token, logprobs.logprob) for token, logprobs in zip(event.tokens, event.logprobs, strict=True)]
     return list(found.values())
 
 
 def native_engine(native, *, num_pages=40, prefix_cache=True):
-    limits = {"num_pages": num_pages, "max_step_tokens": 96, "prefix_cache": prefix_cache, "tells_prompts": native.tells_prompts}
+    limits = {"num_pages": num_pages, "max_step_tokens": 96, "prefix_cache": prefix_cache}
     return engine_of(native, context_length=512, vocab_size=TOY.vocab_size, **limits)
 
 
@@ -230,7 +231,7 @@ def test_a_conversation_may_come_before_its_beginning_and_after(native):
     engine = native_engine(native)
     assert answers(engine, [beginning], params) == [answer]
     assert answers(engine, [whole], params) == [after_whole]
-    assert engine.scheduler.num_reused_tokens == (192 if native.tells_prompts else 256)
+    assert engine.scheduler.num_reused_tokens == (192 if native.prompt_numerics else 256)
 
 
 def test_together_and_preempted_too(native, cold):

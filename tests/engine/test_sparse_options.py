@@ -10,7 +10,7 @@ import pytest
 from minicpm4.checkpoint import open_checkpoint
 from minicpm4.engine import LLM, LoadOptions, SamplingParams
 from minicpm4.engine.load import plan_load
-from minicpm4.engine.sparse import SparseWishes, choose_sparse
+from minicpm4.engine.sparse import SparseOverrides, choose_sparse
 from minicpm4.errors import CapacityError, ConfigError
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.hf_config import config_from_hf
@@ -22,8 +22,8 @@ SHORTCUT = SparseConfig(dense_len=100, has_coarse_lse=True)
 PAPER, FROM_THERE = "96 blocks of 64 a token", "from where on it could be sparse"
 
 
-def choose(config: Any, *, context_length: int = 512, **wishes: Any) -> tuple[SparseConfig | None, str]:
-    sparse, choices = choose_sparse(SparseWishes(**wishes), config, context_length=context_length)
+def choose(config: Any, *, context_length: int = 512, **preferences: Any) -> tuple[SparseConfig | None, str]:
+    sparse, choices = choose_sparse(SparseOverrides(**preferences), config, context_length=context_length)
     return sparse, "; ".join(map(str, choices))
 
 
@@ -97,7 +97,7 @@ def test_an_answer_says_what_its_rows_attended_to(folder: Path, executor: str) -
 
 
 @pytest.mark.parametrize(
-    ("executor", "changes", "kernel_bytes"),
+    ("executor", "changes", "compressed_bytes"),
     [
         ("torch", {}, 4 * 4),
         ("torch", {"coarse_lse": True}, 5 * 4),
@@ -109,12 +109,14 @@ def test_an_answer_says_what_its_rows_attended_to(folder: Path, executor: str) -
     ],
     ids=str,
 )
-def test_the_plan_counts_the_kernels_that_are_kept(folder: Path, executor: str, changes: dict[str, Any], kernel_bytes: int) -> None:
+def test_the_plan_counts_the_compressed_keys_that_are_kept(
+    folder: Path, executor: str, changes: dict[str, Any], compressed_bytes: int
+) -> None:
     """Beside a page: kernels of 32 numbers a layer, in torch of float32; the page itself 64 keys and values of as many f16 ones."""
     options = {"model": str(folder), "executor": executor, "context_length": 640} | changes
     with open_checkpoint(folder) as checkpoint:
-        _, plan = plan_load(LoadOptions(**options), checkpoint)
-    assert plan.kv_bytes == plan.num_pages * 2 * 32 * (64 * 2 * 2 + kernel_bytes)
+        plan = plan_load(LoadOptions(**options), checkpoint).memory
+    assert plan.kv_bytes == plan.num_pages * 2 * 32 * (64 * 2 * 2 + compressed_bytes)
     with LLM(**options) as llm:
         assert llm.loaded.executor.kv_bytes == plan.kv_bytes
 

@@ -11,13 +11,14 @@ import pytest
 
 from minicpm4.engine import LLM, LoadOptions
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, RequestError, UnsupportedError
-from minicpm4.evaluate import TASKS, Journal, NeedleOptions, NeedleResult, draw_heat_map, run_needle
+from minicpm4.evaluate import TASKS, NeedleOptions, NeedleResult, draw_heat_map, run_needle
 from minicpm4.evaluate import needle as needle_module
 from minicpm4.evaluate.heat_map import check_drawing
 from minicpm4.evaluate.needle import batches
 from minicpm4.evaluate.prose import Text, read_text
 from minicpm4.evaluate.samples import Cell, frame_of, largest, make_sample
 from minicpm4.evaluate.words import word_list
+from minicpm4.records import Journal
 from minicpm4.text.chat_template import Rendered
 
 PROSE = Text("story.txt", "It was a cat. It sat there!\nWas it a dog? " * 9)

@@ -12,9 +12,10 @@ import pytest
 from minicpm4.engine import LLM, LoadOptions
 from minicpm4.engine.score import Scores
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, RequestError
-from minicpm4.evaluate import Journal, PerplexityOptions, PerplexityResult, run_perplexity
+from minicpm4.evaluate import PerplexityOptions, PerplexityResult, run_perplexity
 from minicpm4.evaluate.perplexity import windows_of
 from minicpm4.evaluate.prose import Text, read_text
+from minicpm4.records import Journal
 
 TEXTS = [Text("a.txt", "The cat isn't here; they're there. 你好 " * 6), Text("b.txt", "In 1234 there were 10 cats and 2 dogs. " * 9)]
 
@@ -101,11 +102,11 @@ def test_finished_windows_are_not_computed_again(toy_llm: LLM, toy_load: LoadOpt
 
 
 def test_sparse_attention_sees_less(toy_load: LoadOptions, tmp_path: Path) -> None:
-    load = LoadOptions(model=toy_load.model, executor="torch", threads=1, sparse=True, topk=1, window=64, dense_len=0)
+    load = LoadOptions(model=toy_load.model, executor="torch", threads=1, sparse=True, sparse_topk=1, sparse_window=64, dense_len=0)
     with LLM.from_options(load) as llm:
         result = run(llm, load, tmp_path / "a.jsonl", [Text("long.txt", TEXTS[1].text * 5)], length=512)
     assert 0.2 < result.total.attended_share < 0.9
-    assert result.recipe["command"].endswith("--executor torch --threads 1 --sparse --topk 1 --window 64 --dense-len 0")
+    assert result.recipe["command"].endswith("--threads 1 --executor torch --sparse --sparse-topk 1 --sparse-window 64 --dense-len 0")
 
 
 @pytest.mark.parametrize(

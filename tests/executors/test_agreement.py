@@ -9,7 +9,8 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.executors import Executor
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model import ModelConfig, PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant.activations import LARGEST_CODES
 from tests.toy import CUDA, EXECUTORS, MINDSPORE, plan_step, toy_config, toy_executor, toy_weights
 

@@ -8,7 +8,7 @@ import pytest
 from minicpm4 import _native
 from minicpm4.errors import UnsupportedError
 from minicpm4.executors import backend
-from minicpm4.model import STORAGE_FORMATS
+from minicpm4.model.tensors import STORAGE_FORMATS
 from tests.toy import TOY, plan_step, toy_config, toy_executor, toy_weights
 
 needs_unit = pytest.mark.skipif(None not in backend("native").capabilities.bf16_isas, reason="no unit for matrices of bfloat16 (AMX)")

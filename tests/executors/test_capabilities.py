@@ -11,11 +11,11 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
-from minicpm4.executors import CacheSize, Wishes, backend, create_executor, resolve_options
+from minicpm4.executors import CacheSize, Preferences, backend, create_executor, resolve_options
 from minicpm4.executors.base import BackendOptions, Capabilities
 from minicpm4.executors.cpu_kernels import choose_isa
-from minicpm4.model import STORAGE_FORMATS
 from minicpm4.model.parameters import NORM
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import quantize
 from tests.toy import EXECUTORS, MINDSPORE, NAMES, toy_config, toy_executor, toy_weights
 
@@ -87,7 +87,7 @@ def test_no_threads_cannot_be(executor: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("executor", "wishes", "message"),
+    ("executor", "preferences", "message"),
     [
         ("torch", {"activations": "int8"}, "executor torch has no activations to set to int8; leave out --activations"),
         ("torch", {"isa": "avx2"}, "executor torch has no isa to set to avx2; leave out --isa, or choose another executor"),
@@ -96,9 +96,9 @@ def test_no_threads_cannot_be(executor: str) -> None:
         ("native", {"device": "cuda"}, "executor native cannot do devices: cuda; it offers cpu"),
     ],
 )
-def test_a_wish_that_an_executor_has_no_option_for_is_refused(executor: str, wishes: dict[str, Any], message: str) -> None:
+def test_a_wish_that_an_executor_has_no_option_for_is_refused(executor: str, preferences: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        resolve_options(executor, Wishes(**wishes), CONFIG)
+        resolve_options(executor, Preferences(**preferences), CONFIG)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minicpm4 import _native
-from minicpm4.model import STORAGE_FORMATS
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize
 
 WRONG_INPUTS, WRONG_TOKEN, WRONG_LAYER = 1, 2, 3

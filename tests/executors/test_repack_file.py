@@ -10,9 +10,10 @@ import pytest
 
 from minicpm4 import _native
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors import Executor, Wishes, resolve_options
+from minicpm4.executors import Executor, Preferences, resolve_options
 from minicpm4.executors.native import repack_file
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from tests.quant.storage import random_tensor
 from tests.toy import plan_step, toy_config, toy_executor, toy_weights
 
@@ -127,7 +128,7 @@ def test_checksums_show_any_change_and_do_not_depend_on_threads() -> None:
 @pytest.mark.parametrize("executor", ["reference", "torch"])
 def test_other_executors_pack_nothing(tmp_path: Path, executor: str) -> None:
     with pytest.raises(UnsupportedError, match=f"executor {executor} has no tile_cache to set to .*leave out --tile-cache"):
-        resolve_options(executor, Wishes(tile_cache=tmp_path / "model.bin"), WIDE)
+        resolve_options(executor, Preferences(tile_cache=tmp_path / "model.bin"), WIDE)
 
 
 def test_an_unfinished_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,18 @@
 """A step is complete and consistent when made; parameters have one name and one shape each."""
 
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 import pytest
 
 from minicpm4.errors import CheckpointError
-from minicpm4.model import PAGE_TOKENS, Step, assemble, pages_for
+from minicpm4.model import PAGE_TOKENS, Segment, assemble, make_step, pages_for
+from minicpm4.model.linear_step import linearize
 from minicpm4.model.parameters import EMBEDDING, HEAD, NORM, bias_parameter, check_parameters, layer_parameter, parameter_shapes
-from minicpm4.model.step import single_step
-from tests.toy import plan_step, toy_config
+from minicpm4.model.step import StepLimits, check_step, single_step
+from tests.toy import toy_config
 
 
 @pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (64, 1), (65, 2), (128, 2)])
@@ -20,40 +22,93 @@ def test_pages_for(tokens: int, pages: int) -> None:
 
 
 def test_a_single_step() -> None:
-    step = single_step(np.array([7, 8, 9]), start=63)
-    assert step.positions_T.tolist() == step.slots_T.tolist() == [63, 64, 65]
+    step = single_step([7, 8, 9], start=63)
+    assert step.positions_T.tolist() == step.slots_T.tolist() == step.indices_T.tolist() == [63, 64, 65]
     assert step.pages_SP.tolist() == [[0, 1]]
     assert (step.starts_S1.tolist(), step.lengths_S.tolist(), step.logit_rows_R.tolist()) == ([0, 3], [66], [2])
-    assert single_step(np.array([7, 8, 9]), are_all_wanted=True).logit_rows_R.tolist() == [0, 1, 2]
+    assert single_step([7, 8, 9], num_logits=3).logit_rows_R.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"positions_T": [0]}, "one position and one slot a token"),
-        ({"slots_T": [0, 1, 2]}, "one position and one slot a token"),
-        ({"starts_S1": [0, 1]}, "starts cover all rows"),
-        ({"starts_S1": [0, 1, 2]}, "one start a sequence, and the end"),
-        ({"pages_SP": [0]}, "one row of pages and one mark of a prompt a sequence"),
-        ({"pages_SP": [[0], [1]]}, "one row of pages and one mark of a prompt a sequence"),
-        ({"is_prompt_S": [1, 1]}, "one row of pages and one mark of a prompt a sequence"),
-    ],
-)
-def test_a_step_that_contradicts_itself_is_our_own_mistake(changes: dict[str, list[int]], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
-        replace(single_step(np.array([1, 2])), **{name: np.array(value, np.int32) for name, value in changes.items()})
+def test_a_step_of_several_segments() -> None:
+    tree = Segment(tokens=[1, 2, 3, 4], start=62, pages=[5, 3], num_logits=4, parents=[-1, 0, 0, 2], numerics=1, adapter=2, sequence=9)
+    step = make_step(
+        [Segment(tokens=np.array([7, 8]), start=0, pages=(4,), num_logits=0), tree, Segment(tokens=[6], start=64, pages=[0, 1])]
+    )
+    assert step.tokens_T.tolist() == [7, 8, 1, 2, 3, 4, 6]
+    assert step.sequences_T.tolist() == [0, 0, 1, 1, 1, 1, 2]
+    assert step.indices_T.tolist() == [0, 1, 62, 63, 64, 65, 64]
+    assert step.positions_T.tolist() == [0, 1, 62, 63, 63, 64, 64]
+    assert step.slots_T.tolist() == [256, 257, 5 * 64 + 62, 5 * 64 + 63, 192, 193, 64]
+    assert step.logit_rows_R.tolist() == [2, 3, 4, 5, 6]
+    assert step.pages_SP.tolist() == [[4, -1], [5, 3], [0, 1]]
+    assert [array.tolist() for array in (step.numerics_S, step.adapters_S, step.ids_S)] == [[0, 1, 0], [0, 2, 0], [0, 9, 0]]
+    assert step.ancestors_T is not None
+    assert step.ancestors_T.tolist() == [0, 0, 1, 3, 5, 13, 0]
+    assert step.path_of(5).tolist() == [2, 4, 5]
+    assert [step.is_tree(sequence) for sequence in range(3)] == [False, True, False]
+    for array in (step.tokens_T, step.positions_T, step.slots_T, step.starts_S1, step.lengths_S, step.pages_SP, step.logit_rows_R):
+        assert array.dtype == np.int32
+        assert array.flags.c_contiguous
 
 
-@pytest.mark.parametrize("wrong", [np.array([1, 2]), np.array([1, 0, 2, 0], np.int32)[::2]], ids=["int64", "strided"])
-def test_step_arrays_are_contiguous_int32(wrong: np.ndarray) -> None:
-    with pytest.raises(AssertionError, match="step arrays are contiguous int32"):
-        replace(single_step(np.array([1, 2])), tokens_T=wrong)
+@pytest.mark.parametrize("parents", [[0, 0], [-1, 1], [-1, -2], [-1], list(range(-1, 64))], ids=str)
+def test_a_tree_that_is_none(parents: list[int]) -> None:
+    count = len(parents) if len(parents) > 2 else 2
+    with pytest.raises(ValueError, match="draft tree"):
+        make_step([Segment(tokens=[1] * count, start=0, pages=[0, 1], parents=parents)])
 
 
-def test_the_tests_own_planner_makes_what_single_step_makes() -> None:
-    planned, single = plan_step([([4, 5], 64, [0, 1])], wants_all=False, prompts=[0]), single_step(np.array([4, 5]), start=64)
-    for name in Step.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(planned, name), getattr(single, name))
+def test_no_segments_make_an_empty_step() -> None:
+    step = make_step([])
+    assert (len(step.tokens_T), step.starts_S1.tolist(), step.pages_SP.shape) == (0, [0], (0, 0))
+
+
+GOOD = [Segment(tokens=[1, 2], start=0, pages=[0], num_logits=2), Segment(tokens=[3, 4, 5], start=63, pages=[1, 2], parents=[-1, 0, 0])]
+WRONG = {
+    "the step has 5 rows, the executor takes 4": {"max_rows": 4},
+    "a token is not in the vocabulary": {"vocab_size": 5},
+    "a page is not in the cache": {"num_pages": 2},
+    "starts of sequences do not cover": {"starts_S1": [0, 2, 4]},
+    "arrays of sequences differ in length": {"lengths_S": [2]},
+    "shorter than its rows, or longer than its pages": {"lengths_S": [1, 66]},
+    "or longer than its pages": {"lengths_S": [65 + 64, 66]},
+    "a row of logits is not in the step": {"logit_rows_R": [0, 5]},
+    "rows of logits do not ascend": {"logit_rows_R": [1, 0]},
+    "the executor has no numerics": {"numerics_S": [0, 3]},
+    "the executor has no adapters": {"adapters_S": [1, 0]},
+    "two sequences write into one page": {"pages_SP": [[0, -1], [1, 0]]},
+    "mask of ancestors that is no path": {"ancestors_T": [0, 0, 1, 3, 6]},
+}
+
+
+@pytest.mark.parametrize("problem", WRONG)
+def test_wrong_steps_are_refused_by_name(problem: str) -> None:
+    sizes = {"max_rows": 8, "num_pages": 4, "vocab_size": 97}
+    step = make_step(GOOD)
+    check_step(step, StepLimits(**sizes))
+    changes = WRONG[problem]
+    limits = StepLimits(**sizes | {name: value for name, value in changes.items() if name in sizes})  # type: ignore[arg-type]
+    arrays = {name: np.array(v, np.uint64 if name == "ancestors_T" else np.int32) for name, v in changes.items() if name not in sizes}
+    with pytest.raises(ValueError, match=problem):
+        check_step(replace(step, **arrays), limits)  # type: ignore[arg-type]
+
+
+def test_a_tree_as_sequences_of_its_paths() -> None:
+    """Rows are computed once, in the first path that they are on, and written to the others' pages and to their own slots."""
+    linear = linearize(make_step(GOOD), range(10, 20))
+    step = linear.step
+    assert step.ancestors_T is None
+    assert step.tokens_T.tolist() == [1, 2, 3, 4, 5]
+    assert step.starts_S1.tolist() == [0, 2, 4, 5]
+    assert step.positions_T.tolist() == [0, 1, 63, 64, 64]
+    assert [row[row >= 0].tolist() for row in step.pages_SP] == [[0], [10, 11], [12, 13]]
+    assert (linear.sources.tolist(), linear.targets.tolist()) == ([1, 1], [10, 12])
+    assert linear.fresh_S.tolist() == [0, 63, 63]
+    assert step.logit_rows_R.tolist() == [0, 1, 4]
+    more = [linear.more_slots_M[start:end].tolist() for start, end in pairwise(linear.more_starts_T1)]
+    assert more == [[], [], [64 + 63, 12 * 64 + 63], [2 * 64], [2 * 64 + 1]]
+    with pytest.raises(ValueError, match="branch more than 3 pages hold; draft less at once"):
+        linearize(make_step(GOOD), range(10, 13))
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

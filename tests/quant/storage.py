@@ -3,7 +3,8 @@
 import gguf
 import numpy as np
 
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant.formats import CODECS
 
 GGUF_FORMATS = [name for name in STORAGE_FORMATS if not name.startswith(("ternary_", "q2_0"))]  # that the public package knows

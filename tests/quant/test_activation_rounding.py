@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minicpm4 import _native
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize_activations, round_activations
 from minicpm4.quant.activations import LARGEST_CODES
 from minicpm4.quant.formats import CODECS

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from minicpm4 import _native
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 from tests.quant.storage import random_tensor
 

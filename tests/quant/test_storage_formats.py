@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, quantize
 from minicpm4.quant.formats import CODECS, ELEMENTS_AT_ONCE
 from tests.quant.storage import BLOCK_FORMATS, GGUF_FORMATS, SCALE_FIELDS, public_values, random_blocks, random_tensor

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from minicpm4 import _native
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize, pack_ternary, quantize
 from minicpm4.quant.formats import CODECS
 from minicpm4.quant.ternary import SMALLEST_SCALE

@@ -19,8 +19,9 @@ from minicpm4.checkpoint.gguf_parts import only_set, read_gguf_parts
 from minicpm4.checkpoint.mapped import MappedFile, TensorInfo
 from minicpm4.checkpoint.sources import Source, StoredTensor, find_sources
 from minicpm4.errors import CheckpointError
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model import ModelConfig, PackedTensor
 from minicpm4.model.parameters import EMBEDDING, HEAD, check_parameters, parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 ROPE_BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # restate the config
 SAMPLED_BYTES = 4096

@@ -21,7 +21,7 @@ from minicpm4.checkpoint.foreign import refuse_foreign
 from minicpm4.checkpoint.gguf_types import Q2_0_GROUPS, Q2_0_TYPE, format_of_type
 from minicpm4.checkpoint.mapped import DIMENSION_LIMIT, MappedFile, TensorFile, TensorInfo
 from minicpm4.errors import CheckpointError
-from minicpm4.model import STORAGE_FORMATS
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 MAX_HEADER_BYTES = 64 << 20  # a vocabulary of 262 thousand with its merges takes 18 MB
 MAX_KEYS = 1 << 16

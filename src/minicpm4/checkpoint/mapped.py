@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from minicpm4.errors import CheckpointError
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 DIMENSION_LIMIT = 1 << 48  # no file is this large; keeps products of sizes small
 

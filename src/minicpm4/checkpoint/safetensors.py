@@ -14,7 +14,7 @@ from minicpm4.checkpoint.foreign import refuse_foreign
 from minicpm4.checkpoint.json_file import parse_json
 from minicpm4.checkpoint.mapped import DIMENSION_LIMIT, MappedFile, TensorFile, TensorInfo
 from minicpm4.errors import CheckpointError
-from minicpm4.model import STORAGE_FORMATS
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit, trailing spaces included
 MAX_TENSORS = 100_000

@@ -18,7 +18,8 @@ import numpy as np
 
 from minicpm4.checkpoint.mapped import TensorFile, TensorInfo
 from minicpm4.errors import CheckpointError
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 METHOD = "minicpm4_ternary"
 METADATA = {"ternary_container": "1"}

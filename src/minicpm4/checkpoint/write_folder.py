@@ -6,9 +6,7 @@ Tensors go to the disk one by one, each made once; the file appears under its na
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +16,7 @@ from minicpm4.checkpoint.hf_folder import INDEX, SINGLE
 from minicpm4.checkpoint.ternary_container import METADATA, METHOD, split_ternary
 from minicpm4.errors import CheckpointError, ConfigError
 from minicpm4.model import PackedTensor
+from minicpm4.records import atomic_file, write_atomic
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 ENTRY_BYTES = 200  # of a tensor in the header, beside its name; twice, as a ternary one has two
@@ -32,21 +31,15 @@ def write_folder(folder: Path, *, config: Mapping[str, Any], names: Iterable[str
     if (folder / INDEX).exists():
         raise CheckpointError(f"{folder.name} holds a model in shards", hint="name another folder")
     names = list(names)
-    unfinished = folder / f"{SINGLE}.{os.getpid()}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with atomic_file(folder / SINGLE) as file:
             is_ternary = write_tensors(file, names, load)
-        values = {**config, "quantization_config": {"quant_method": METHOD}} if is_ternary else config
-        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        unfinished.replace(folder / SINGLE)
+            values = {**config, "quantization_config": {"quant_method": METHOD}} if is_ternary else config
+            write_atomic(folder / "config.json", json.dumps(values, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(
             f"cannot write {str(folder)!r:.300}: {error.strerror}", hint="check the disk's room and the folder's permissions"
         ) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def write_tensors(file: BinaryIO, names: list[str], load: Callable[[str], PackedTensor]) -> bool:

@@ -15,7 +15,6 @@ from minicpm4.cli.terminal import count_bar, say, table_of, write
 from minicpm4.engine import LoadOptions
 from minicpm4.evaluate import (
     TASKS,
-    Journal,
     NeedleOptions,
     NeedleResult,
     PerplexityOptions,
@@ -26,6 +25,7 @@ from minicpm4.evaluate import (
     run_perplexity,
 )
 from minicpm4.evaluate.heat_map import check_drawing
+from minicpm4.records import Journal, write_atomic
 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure what a model finds in long texts, and how well it predicts text.")
 
@@ -128,7 +128,7 @@ def journal_at(output: Path, *, is_fresh: bool) -> partial[Journal]:
 
 def finish(output: Path, text: str) -> None:
     path = with_suffix(output, ".json")
-    path.write_text(text + "\n", encoding="utf-8")
+    write_atomic(path, text + "\n")
     say(f"written: {path}")
 
 

@@ -15,7 +15,7 @@ import typer
 
 from minicpm4.engine import LoadOptions, SamplingParams
 from minicpm4.errors import RequestError
-from minicpm4.fields import option_of, types_of
+from minicpm4.fields import flags_of, option_of, types_of
 from minicpm4.hardware import setting
 
 PREFIX = "MINICPM4_"
@@ -43,7 +43,7 @@ def options_of(config: type, *names: str, only_given: bool = False) -> Callable[
             try:
                 config(**{name: value})
             except RequestError as error:
-                raise typer.BadParameter(error.message, param_hint=flags_of(chosen[name])[-1]) from error
+                raise typer.BadParameter(error.message, param_hint=flags_of(config, name)[-1]) from error
         return given
 
     group.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -55,16 +55,9 @@ def flag_of(config: type, one: Field[Any], *, is_optional: bool) -> inspect.Para
     found, (kind, may_be_none) = option_of(one), types_of(config)[one.name]
     assert found is not None
     hint = kind | None if is_optional or may_be_none else kind
-    annotation = Annotated[hint, option(*flags_of(one, kind), help=found.help)]  # type: ignore[valid-type]
+    annotation = Annotated[hint, option(*flags_of(config, one.name), help=found.help)]  # type: ignore[valid-type]
     default = None if is_optional else one.default
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def flags_of(one: Field[Any], kind: type | None = None) -> tuple[str, ...]:
-    """Those that its `Option` names, else its name; a question has an answer for each."""
-    found = option_of(one)
-    name = one.name.replace("_", "-")
-    return found.flags if found and found.flags else (f"--{name}/--no-{name}" if kind is bool else f"--{name}",)
 
 
 ModelArgument = Annotated[str, typer.Argument(help="'default', or a hub id (owner/name).", envvar=f"{PREFIX}MODEL")]

@@ -18,9 +18,7 @@ import numpy as np
 
 from minicpm4.deploy.subject import Subject
 from minicpm4.engine import LoadOptions
-from minicpm4.engine.load import size_cache, wishes_of
-from minicpm4.engine.recipe import software_facts
-from minicpm4.engine.recipe import source_commit as source_commit  # benchmarks/engines, which also run older commits, look for it here
+from minicpm4.engine.load import preferences_of, size_cache
 from minicpm4.errors import CapacityError, ConfigError
 from minicpm4.executors import CacheSize, Executor, compressed_bytes_per_page, create_executor, kv_bytes_per_token, resolve_options
 from minicpm4.executors.base import BackendOptions
@@ -30,6 +28,7 @@ from minicpm4.model.config import SparseConfig
 from minicpm4.model.long_context import with_context
 from minicpm4.model.sparse import count_attended
 from minicpm4.model.step import single_step
+from minicpm4.records import software_facts
 
 Progress = Callable[[str], None]
 
@@ -131,8 +130,8 @@ def run_bench(subject: Subject, load: LoadOptions, options: BenchOptions, *, pro
         )
     if load.tile_cache and subject.tile_cache is None:
         raise ConfigError("packed weights are kept of models, not of random weights", hint="leave out --tile-cache")
-    wishes = wishes_of(load, tile_cache=subject.tile_cache)
-    resolved, _ = resolve_options(load.executor, wishes, subject.config, formats=subject.formats)
+    preferences = preferences_of(load, tile_cache=subject.tile_cache)
+    resolved, _ = resolve_options(load.executor, preferences, subject.config, formats=subject.formats)
     cache, _ = size_cache(load, subject.config, context_length=context_length, num_pages=pages_for(context_length))
     samples = measure(subject, load.executor, resolved, cache=cache, options=options, progress=progress)
     threads = getattr(resolved, "threads", 1)

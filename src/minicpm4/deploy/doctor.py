@@ -14,7 +14,7 @@ from minicpm4.checkpoint import Checkpoint, hash_files, open_checkpoint, resolve
 from minicpm4.deploy.random_weights import random_weights
 from minicpm4.engine import LoadProgress, read_text_side
 from minicpm4.errors import MiniCPMError
-from minicpm4.executors import EXECUTORS, CacheSize, Wishes, backend, create_executor, resolve_options
+from minicpm4.executors import EXECUTORS, CacheSize, Preferences, backend, create_executor, resolve_options
 from minicpm4.hardware import Choice, available_memory, cache_folder, cpu_name, num_cores
 from minicpm4.model import ModelConfig, PackedTensor
 from minicpm4.model.step import single_step
@@ -69,33 +69,33 @@ def check_executor(name: str) -> Check:
 def try_executor(name: str, *, device: str = "cpu") -> list[Check]:
     """What an executor chooses on a device, with reasons, and how far a small random model's logits there are from the reference's; also
     with prompts in bfloat16 where it does those by a unit of the CPU."""
-    wishes = Wishes(kv_format="f32" if device == "cpu" else "bf16", device=device)
+    preferences = Preferences(kv_format="f32" if device == "cpu" else "bf16", device=device)
     is_native = name == "native"
-    checks = run_trial(name, replace(wishes, activations="f32", prompt_activations="same") if is_native else wishes)
+    checks = run_trial(name, replace(preferences, activations="f32", prompt_activations="same") if is_native else preferences)
     if is_native and None in backend(name).capabilities.bf16_isas:
-        checks.append(run_trial(name, replace(wishes, activations="f32", prompt_activations="bf16"))[-1])
+        checks.append(run_trial(name, replace(preferences, activations="f32", prompt_activations="bf16"))[-1])
     return checks
 
 
-def run_trial(name: str, wishes: Wishes) -> list[Check]:
+def run_trial(name: str, preferences: Preferences) -> list[Check]:
     what = f"executor {name}"
     weights, formats = random_weights(TRIAL, "q4_0", seed=0)
     tokens, cache = np.arange(TRIAL_TOKENS, dtype=np.int32), CacheSize(TRIAL.context_length, num_pages=4, max_step_tokens=64)
 
-    def logits_of(executor: str, wishes: Wishes) -> tuple[np.ndarray, tuple[Choice, ...]]:
-        options, _ = resolve_options(executor, wishes, TRIAL, formats=formats)
+    def logits_of(executor: str, preferences: Preferences) -> tuple[np.ndarray, tuple[Choice, ...]]:
+        options, _ = resolve_options(executor, preferences, TRIAL, formats=formats)
         runner = create_executor(executor, TRIAL, weights, options=options, cache=cache, formats=formats)
         step = single_step(tokens, num_logits=TRIAL_TOKENS, numerics=runner.prompt_numerics)
         return runner.run(step).logits.copy(), runner.choices
 
     try:
-        logits, choices = logits_of(name, wishes)
+        logits, choices = logits_of(name, preferences)
     except MiniCPMError as error:
         return [Check(what, "wrong", str(error))]
-    wanted, _ = logits_of("reference", replace(wishes, device=None))
+    wanted, _ = logits_of("reference", replace(preferences, device=None))
     difference = float(np.abs(logits - wanted).max())
-    has_bf16 = wishes.prompt_activations == "bf16"
-    state: State = "ok" if difference < (NEAR_FLOAT32 if wishes.kv_format == "f32" and not has_bf16 else NEAR_BFLOAT16) else "wrong"
+    has_bf16 = preferences.prompt_activations == "bf16"
+    state: State = "ok" if difference < (NEAR_FLOAT32 if preferences.kv_format == "f32" and not has_bf16 else NEAR_BFLOAT16) else "wrong"
     trial = "a trial with prompts in bfloat16" if has_bf16 else "a trial"
     checks = [Check(f"{what}: {choice.what}", "ok", f"{choice.value} ({choice.reason})") for choice in choices]
     return [*checks, Check(f"{what}: {trial}", state, f"logits differ from the reference's by {difference:.1e}")]

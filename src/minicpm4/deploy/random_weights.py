@@ -14,10 +14,11 @@ import numpy as np
 
 from minicpm4.checkpoint.json_file import read_json
 from minicpm4.errors import ConfigError
-from minicpm4.model import STORAGE_FORMATS, ModelConfig, PackedTensor
+from minicpm4.model import ModelConfig, PackedTensor
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.hf_config import config_from_hf
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import quantize
 
 SHAPES = {

@@ -77,14 +77,23 @@ class Answer:
             self._token_ids.append(token)
             if logprobs is not None:
                 self._logprobs.append(logprobs)
-            self._pieces.append(self._stops.push(self._stream.push(token)))
+            self._add(self._stops.push(self._stream.push(token)))
             if self._stops.is_stopped:
                 break
         if self.finish_reason is not None:
-            self._pieces.append(self._stops.push(self._stream.finish()))
-            self._pieces.append(self._stops.finish())
+            self._add(self._stops.push(self._stream.finish()))
+            self._add(self._stops.finish())
         if self._stops.is_stopped:
             self.finish_reason = "stop"
+
+    def _add(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether `take_text` would give some."""
+        return len(self._pieces) > self._num_taken
 
     def take_text(self) -> str:
         pieces = self._pieces[self._num_taken :]  # another thread may add to them meanwhile

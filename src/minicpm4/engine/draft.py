@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from minicpm4.engine.sampler import ChosenToken, Sampler
 from minicpm4.executors import StepResult
@@ -40,8 +40,7 @@ class Drafter(Protocol):
         """At most `room` tokens that may follow these; None for no guess."""
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(NamedTuple):
     """What a step brings for one request.
 
     choices: the tokens chosen, in order; None in the last place where the logits were not numbers. rows: of the draft, those whose tokens
@@ -62,6 +61,8 @@ def choose(sampler: Sampler, draft: Draft | None, result: StepResult, *, first_r
     while True:
         row = first_row + (rows[-1] + 1 if rows else 0)
         choice = sampler.choose(result.logits[row], None if maxima is None else maxima[row])
+        if draft is None:
+            return Accepted((choice,), (), sampler)
         choices.append(choice)
         next_row = None if choice is None or choice.token in ends else child_of(draft, rows[-1] if rows else -1, token=choice.token)
         if choice is None or next_row is None:
@@ -71,7 +72,7 @@ def choose(sampler: Sampler, draft: Draft | None, result: StepResult, *, first_r
         rows.append(next_row)
 
 
-def child_of(draft: Draft | None, parent: int, *, token: int) -> int | None:
+def child_of(draft: Draft, parent: int, *, token: int) -> int | None:
     """The row of a draft that guesses this token after its row `parent`, -1 for the sequence's last token; None where there is none."""
-    pairs = zip(draft.tokens, draft.parents, strict=True) if draft is not None else ()
+    pairs = zip(draft.tokens, draft.parents, strict=True)
     return next((row for row, pair in enumerate(pairs) if pair == (token, parent)), None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Sized
-from dataclasses import dataclass
 
 import numpy as np
 
 from minicpm4.engine.draft import Accepted, Draft, Drafter, choose
+from minicpm4.engine.limits import Limits, check_request, check_vocabulary
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.request import Event, FinishReason, Request
 from minicpm4.engine.sampler import Sampler
@@ -17,30 +18,7 @@ from minicpm4.engine.scheduler import Chunk, Plan, Scheduler, Sequence
 from minicpm4.engine.score import Scores, score_tokens
 from minicpm4.errors import CapacityError, RequestError
 from minicpm4.executors import Executor, StepResult
-from minicpm4.model import PAGE_TOKENS, pages_for
-
-
-@dataclass(frozen=True)
-class Limits:
-    """vocab_size, eos_ids: the model's. context_length: the most tokens of one sequence, prompt and answer.
-
-    num_pages, max_step_tokens: those that the executor was made for. prefix_cache: whether full pages of what was computed are kept
-    for requests that begin alike, as long as nobody needs the pages. shares_pages: whether the executor can share and copy pages
-    (`Capabilities.cache`); without, nothing is kept, and each sample computes its prompt.
-    """
-
-    vocab_size: int
-    eos_ids: frozenset[int]
-    context_length: int
-    num_pages: int
-    max_step_tokens: int
-    prefix_cache: bool = True
-    shares_pages: bool = True
-
-    @property
-    def sequence_tokens(self) -> int:
-        """The most tokens that one sequence can have: a context, if the cache holds one."""
-        return min(self.context_length, self.num_pages * PAGE_TOKENS)
+from minicpm4.model import pages_for
 
 
 class Engine:
@@ -57,7 +35,7 @@ class Engine:
         self._executor, self._drafter = executor, drafter
         self._running: dict[int, Request] = {}
         self._next_request = 0
-        self._committed: list[tuple[int, Accepted]] = []  # and not reported yet
+        self._committed: deque[tuple[int, Accepted]] = deque()  # and not reported yet
         self._events: list[Event] = []
 
     def add(self, prompt: Sized[int], params: SamplingParams) -> list[int]:
@@ -65,7 +43,7 @@ class Engine:
 
         RequestError, CapacityError where it could never run.
         """
-        self._check(prompt, params)
+        check_request(prompt, params, self.limits)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_ids)
         room = self.limits.sequence_tokens - len(prompt)
         last_length = len(prompt) + min(room, params.max_tokens or room)
@@ -81,7 +59,7 @@ class Engine:
 
     def score(self, tokens: Sized[int], *, first: int = 1) -> Scores:
         """Scores tokens[first:] at once, on pages that are free; requests keep theirs. RequestError, CapacityError where it cannot be."""
-        self._check_vocabulary(tokens)
+        check_vocabulary(tokens, self.limits.vocab_size)
         pool, needed = self.scheduler.pool, pages_for(len(tokens) - 1)
         if not 1 <= first < len(tokens):
             raise RequestError(
@@ -103,23 +81,6 @@ class Engine:
             return score_tokens(self._executor, tokens, pages=pages, first=first, step_tokens=self.limits.max_step_tokens)
         finally:
             pool.release(reversed(pages))
-
-    def _check_vocabulary(self, tokens: Iterable[int]) -> None:
-        size = self.limits.vocab_size
-        for token in tokens:
-            if not 0 <= token < size:
-                raise RequestError(f"token {token} is not in the vocabulary of {size}", hint="use this model's tokenizer")
-
-    def _check(self, prompt: Sized[int], params: SamplingParams) -> None:
-        limits = self.limits
-        if not prompt:
-            raise RequestError("the prompt is empty", hint="give at least one token; with a BOS token, empty text is one")
-        self._check_vocabulary((*prompt, *params.logit_bias, *params.stop_token_ids))
-        if len(prompt) >= limits.sequence_tokens:
-            raise CapacityError(
-                f"the prompt has {len(prompt)} tokens, the context holds {limits.sequence_tokens} with the answer",
-                hint="shorten the prompt, or raise the context (-c, context_length) or the cache (cache_tokens)",
-            )
 
     def cancel(self, number: int) -> None:
         """Ends a request; pages that it alone held are free at once. A request that has ended already, or never was, is no error."""
@@ -187,9 +148,10 @@ class Engine:
         """The events of what was committed."""
         while self._committed:
             number, outcome = self._committed[0]
-            if number in self._running:
-                self._events.append(self._advance(self._running[number], outcome))
-            del self._committed[0]
+            request = self._running.get(number)
+            if request is not None:
+                self._events.append(self._advance(request, outcome))
+            self._committed.popleft()
         events, self._events = self._events, []
         return events
 
@@ -199,17 +161,20 @@ class Engine:
         times.newest_token = time.perf_counter()
         times.first_token = times.newest_token if times.first_token is None else times.first_token
         request.sampler = outcome.sampler
-        chosen = [choice for choice in outcome.choices if choice is not None]
-        finish: FinishReason | None = "error" if outcome.choices[-1] is None else None
-        if finish is None and chosen[-1].token in request.ending_tokens:
+        *chosen, last = outcome.choices
+        finish: FinishReason | None = None
+        if last is None:
+            finish = "error"
+        elif last.token in request.ending_tokens:
             finish = "stop"
-            chosen.pop()
-        request.length += len(chosen)
-        if finish is None and request.length >= request.last_length:
-            finish = "length"
-        if finish is None:
-            request.sampler.accept(chosen[-1].token)
         else:
+            chosen.append(last)
+            finish = "length" if request.length + len(chosen) >= request.last_length else None
+        request.length += len(chosen)
+        if finish is not None or last is None:
             self.cancel(request.number)
-        logprobs = tuple(choice.logprobs for choice in chosen if choice.logprobs is not None)
-        return Event(request.number, tuple(choice.token for choice in chosen), logprobs, finish, times, request.reused_tokens)
+        else:
+            request.sampler.accept(last.token)
+        tokens = tuple([choice.token for choice in chosen if choice])
+        logprobs = tuple([choice.logprobs for choice in chosen if choice and choice.logprobs])
+        return Event(request.number, tokens, logprobs, finish, times, request.reused_tokens)

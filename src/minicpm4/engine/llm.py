@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack, overload
 
@@ -19,52 +14,13 @@ from minicpm4.engine.load import LoadedModel, LoadProgress, load_model
 from minicpm4.engine.options import LoadOptions
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.score import Scores
+from minicpm4.engine.session import Session
+from minicpm4.engine.stream import Call, Stream
 from minicpm4.errors import RequestError
 from minicpm4.text import ChatOptions, encode_chat
 
 Message = Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-
-class Stream(Iterator[str]):
-    """Pieces of one answer as they become certain; never half a character, never part of a stop text.
-
-    Close it, leave its `with`, or let go of it, to end the answer early. `completion` is the answer so far. CheckpointError
-    where the model computes what is not a number; RequestError for the rest of an answer whose LLM was closed.
-    """
-
-    def __init__(self, llm: LLM, request: int, answer: Answer) -> None:
-        self._llm, self._request, self._answer = llm, request, answer
-        self._is_stopping = False
-        weakref.finalize(self, llm.abandoned.append, request).atexit = False
-
-    def __next__(self) -> str:
-        while not (text := self._answer.take_text()):
-            if self._is_stopping:
-                self.close()
-            if not self._llm.advance(self._request):
-                if text := self._answer.take_text():  # of a step that another thread computed
-                    break
-                check_numbers(self.completion)
-                raise StopIteration
-        return text
-
-    def stop(self) -> None:
-        """Ends the answer after the step that runs now; may be called from a signal handler."""
-        self._is_stopping = True
-
-    @property
-    def completion(self) -> Completion:
-        return self._answer.completion()
-
-    def close(self) -> None:
-        self._llm.forget(self._request)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class LLM:
@@ -75,7 +31,7 @@ class LLM:
 
     loaded: what the name led to: config, tokenizer, chat template, executor, memory plan, choices with their reasons.
     default_params: what the model's own generation_config.json asks for, used where a call gives no params.
-    abandoned: requests whose streams nobody holds any more; they end before the next step. For `Stream`.
+    session: what runs the requests; another program, such as a server, may push its own into it.
     """
 
     def __init__(
@@ -97,11 +53,7 @@ class LLM:
 
     def _adopt(self, loaded: LoadedModel) -> None:
         self.loaded, self.default_params = loaded, loaded.default_params
-        self._engine: Engine | None = Engine(loaded.executor, loaded.limits)
-        self._answers: dict[int, Answer] = {}
-        self.abandoned: deque[int] = deque()  # a finalizer may run anywhere, so it leaves a note and touches nothing else
-        self._process = os.getpid()
-        self._lock, self._entrance = threading.RLock(), threading.Lock()
+        self.session = Session(Engine(loaded.executor, loaded.limits), on_close=partial(close_model, loaded))
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None, *, add_bos: bool | None = None) -> Completion: ...
@@ -161,8 +113,10 @@ class LLM:
                 f"a stream is one answer, n is {chosen.n}", hint="use generate or chat, or a stream for each of params.samples"
             )
         goes_on = isinstance(prompt, str) or options.get("continue_final_message", False)
-        [(request, answer)] = self._start(ids, chosen, is_continuation=goes_on).items()
-        return Stream(self, request, answer)
+        call = self._call(ids, chosen, is_continuation=goes_on)
+        stream = Stream(call)  # before it starts, so that what starts is always somebody's
+        call.start()
+        return stream
 
     def chat_turn(
         self,
@@ -196,8 +150,7 @@ class LLM:
 
         RequestError, CapacityError where that cannot be: see `Engine.score`.
         """
-        with self._turn():
-            return self._open_engine().score(tokens, first=first)
+        return self.session.score(tokens, first=first)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of raw text, in which a control token's text stands for the token."""
@@ -211,15 +164,7 @@ class LLM:
 
     def close(self) -> None:
         """Frees the weights, the cache and the threads, after the step that another thread may be computing."""
-        if os.getpid() != self._process:  # a forked process has none of the threads that closing would wait for
-            self._engine = None
-            return
-        with self._turn():
-            if self._engine is not None:
-                self._engine = None
-                if self.loaded.templates is not None:
-                    self.loaded.templates.close()
-                self.loaded.executor.close()
+        self.session.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -227,66 +172,10 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def advance(self, request: int) -> bool:
-        """Computes one step of everything that runs; False, and nothing is done, once the request has ended. For `Stream`."""
-        with self._turn():
-            if request not in self._answers:
-                return False
-            for event in self._open_engine().step():
-                answer = self._answers[event.request]
-                answer.push(event)
-                if answer.finish_reason is not None:
-                    self._forget(event.request)
-            return True
-
-    def forget(self, request: int) -> None:
-        """Ends a request, if it still runs."""
-        if os.getpid() == self._process:
-            with self._turn():
-                self._forget(request)
-
-    def _forget(self, request: int) -> None:
-        self._answers.pop(request, None)
-        if self._engine is not None:
-            self._engine.cancel(request)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One thread at a time; one that waits comes before the one that has just had its turn."""
-        self._check_process()
-        try:
-            with self._entrance:
-                self._lock.acquire()
-            yield
-        finally:
-            if self._lock._is_owned():  # type: ignore[attr-defined]  # not where an interrupt came before it
-                self._lock.release()
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise RequestError(
-                "this LLM was made in another process, whose threads are not in this one",
-                hint="make it in the process that uses it; with multiprocessing, also choose the start method 'spawn'",
-            )
-
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise RequestError("this LLM was closed", hint="make a new one")
-        while self.abandoned:
-            self._forget(self.abandoned.popleft())
-        return self._engine
-
-    def _start(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> dict[int, Answer]:
-        """The requests of a prompt, one for each sample, with their answers."""
-        with self._turn():
-            started = {
-                request: Answer(
-                    self.loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=self.loaded.sparse
-                )
-                for request in self._open_engine().add(prompt, params)
-            }
-            self._answers |= started
-            return started
+    def _call(self, prompt: Sequence[int], params: SamplingParams, *, is_continuation: bool) -> Call:
+        loaded = self.loaded
+        answer = partial(Answer, loaded.tokenizer, params, prompt_tokens=len(prompt), is_continuation=is_continuation, sparse=loaded.sparse)
+        return Call(self.session, prompt, params, answers=[answer() for _ in range(params.n)])
 
     def _complete_one(self, prompt: Sequence[int], params: Params, *, is_continuation: bool = False) -> Completion:
         [completion] = self._complete([prompt], params, is_continuation=is_continuation)
@@ -306,18 +195,18 @@ class LLM:
     def _complete(self, prompts: Sequence[Sequence[int]], params: Params, *, is_continuation: bool = False) -> list[Completion]:
         """Runs prompts together to their ends."""
         all_params = self._params_for(len(prompts), params)
-        answers: list[dict[int, Answer]] = []
+        calls = [self._call(prompt, one, is_continuation=is_continuation) for prompt, one in zip(prompts, all_params, strict=True)]
         try:
-            for prompt, one in zip(prompts, all_params, strict=True):
-                answers.append(self._start(prompt, one, is_continuation=is_continuation))
-            for request in chain(*answers):
-                while self.advance(request):
-                    pass
-            return [with_others(*(answer.completion() for answer in samples.values())) for samples in answers]
+            for call in calls:
+                call.start()
+            self.session.run_until(lambda: all(call.is_over for call in calls))
+            return [call.completion() for call in calls]
         finally:
-            for request in chain(*answers):
-                self.forget(request)
+            for call in calls:
+                call.drop()
 
 
-def with_others(first: Completion, *others: Completion) -> Completion:
-    return replace(first, others=others)
+def close_model(loaded: LoadedModel) -> None:
+    if loaded.templates is not None:
+        loaded.templates.close()
+    loaded.executor.close()

@@ -13,13 +13,13 @@ from minicpm4.checkpoint import Checkpoint, open_checkpoint, resolve
 from minicpm4.checkpoint.fingerprint import fingerprint
 from minicpm4.engine.defaults import default_params
 from minicpm4.engine.ends import end_choice, end_tokens
-from minicpm4.engine.engine import Limits
+from minicpm4.engine.limits import Limits
 from minicpm4.engine.memory import MemoryPlan, plan_memory
 from minicpm4.engine.options import AUTO, LoadOptions
 from minicpm4.engine.params import SamplingParams
 from minicpm4.engine.sparse import choose_sparse
 from minicpm4.errors import ConfigError
-from minicpm4.executors import CacheSize, Executor, Wishes, backend, create_executor, resolve_options
+from minicpm4.executors import CacheSize, Executor, Preferences, backend, create_executor, resolve_options
 from minicpm4.executors.base import BackendOptions, WeightLoader
 from minicpm4.hardware import Choice, cache_folder
 from minicpm4.model import PAGE_TOKENS, ModelConfig, PackedTensor
@@ -109,8 +109,8 @@ class LoadPlan:
 def plan_load(options: LoadOptions, checkpoint: Checkpoint) -> LoadPlan:
     """Resolves what is "auto", and plans the memory; see `plan_memory` for errors."""
     config = with_context(checkpoint.config, options.context_length)
-    wishes = wishes_of(options, tile_cache=tile_cache_of(checkpoint) if options.tile_cache else None)
-    resolved, choices = resolve_options(options.executor, wishes, config, formats=checkpoint.formats)
+    preferences = preferences_of(options, tile_cache=tile_cache_of(checkpoint) if options.tile_cache else None)
+    resolved, choices = resolve_options(options.executor, preferences, config, formats=checkpoint.formats)
     longest = options.context_length or config.context_length  # a plan that fits less, and is dense for that, takes no more
     sparse, _ = choose_sparse(options.sparse_overrides, config, context_length=longest)
     memory = plan_memory(
@@ -133,11 +133,11 @@ def size_cache(options: LoadOptions, config: ModelConfig, *, context_length: int
     return CacheSize(context_length, num_pages, max_step_tokens, sparse), attention
 
 
-def wishes_of(options: LoadOptions, *, tile_cache: Path | None = None) -> Wishes:
+def preferences_of(options: LoadOptions, *, tile_cache: Path | None = None) -> Preferences:
     """What the options ask of the executor; "auto" asks for nothing."""
     names = ("activations", "prompt_activations", "kv_format", "dtype")
     asked = {name: None if getattr(options, name) == AUTO else getattr(options, name) for name in names}
-    return Wishes(threads=options.threads, isa=options.isa, device=options.device, tile_cache=tile_cache, **asked)
+    return Preferences(threads=options.threads, isa=options.isa, device=options.device, tile_cache=tile_cache, **asked)
 
 
 def executor_choice(options: LoadOptions) -> Choice:

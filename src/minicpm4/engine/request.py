@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from minicpm4.engine.sampler import Sampler, TokenLogprobs
 
@@ -36,8 +36,7 @@ class Request:
     reused_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """What a step brought for one request.
 
     tokens: the new tokens of its answer; empty where it ended without one, by a token that is no part of it or an error. logprobs: one for

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +30,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class ChosenToken:
+class ChosenToken(NamedTuple):
     """A chosen token; logprobs where the request asked for them."""
 
     token: int
@@ -42,8 +43,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
         self._params = params
-        self._random = np.random.default_rng(params.seed)
-        self._next_number = self._random.random()
+        self._random = np.random.default_rng(params.seed) if params.temperature > 0 else None
+        self._next_number = self._random.random() if self._random is not None else 0.0
         self._processors: list[LogitsProcessor] = processors_of(params, prompt)
 
     def choose(self, logits_V: np.ndarray, maxima: BlockMaxima | None = None) -> ChosenToken | None:
@@ -52,20 +53,21 @@ class Sampler:
         maxima: of these logits, if the executor has them: the same token, for a look at few of the logits.
         """
         p = self._params
-        if not np.isfinite((logits_V if maxima is None else maxima.values).max()):
+        if not math.isfinite((logits_V if maxima is None else maxima.values).max()):
             return None
         edited_V = logits_V
         if self._processors:
             edited_V, maxima = logits_V.copy(), None
             for processor in self._processors:
                 processor.apply(edited_V)
-        top = partial(top_ids, edited_V, maxima=maxima)
-        token = int(top(1)[0]) if p.temperature == 0 else self._draw(edited_V, top)
+        is_greedy = p.temperature == 0
+        token = likeliest_id(edited_V, maxima) if is_greedy else self._draw(edited_V, partial(top_ids, edited_V, maxima=maxima))
         return ChosenToken(token, None if p.logprobs is None else logprobs_of(logits_V, token, p.logprobs))
 
     def accept(self, token: int) -> None:
         """The token was taken; the next call of `choose` is for the one after it."""
-        self._next_number = self._random.random()
+        if self._random is not None:
+            self._next_number = self._random.random()
         for processor in self._processors:
             processor.accept(token)
 
@@ -128,9 +130,7 @@ def top_ids(logits_V: np.ndarray, count: int, *, maxima: BlockMaxima | None = No
     maxima: only blocks are looked at whose largest logit is among the `count` largest of these: so many logits are as large.
     """
     if count == 1:
-        start = 0 if maxima is None else int(maxima.values.argmax()) * maxima.width
-        end = len(logits_V) if maxima is None else start + maxima.width
-        return np.array([start + logits_V[start:end].argmax()])
+        return np.array([likeliest_id(logits_V, maxima)])
     if maxima is None or count >= len(maxima.values):
         ids, values = np.arange(len(logits_V)), logits_V
     else:
@@ -142,6 +142,14 @@ def top_ids(logits_V: np.ndarray, count: int, *, maxima: BlockMaxima | None = No
         kept = np.flatnonzero(values >= nth_largest(values, count))
         ids, values = ids[kept], values[kept]
     return ids[np.argsort(-values, kind="stable")][:count]
+
+
+def likeliest_id(logits_V: np.ndarray, maxima: BlockMaxima | None) -> int:
+    """The first of the largest logits."""
+    if maxima is None:
+        return int(logits_V.argmax())
+    start = int(maxima.values.argmax()) * maxima.width
+    return start + int(logits_V[start : start + maxima.width].argmax())
 
 
 def nth_largest(values: np.ndarray, n: int) -> float:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import NamedTuple
 
 from minicpm4.engine.draft import Accepted, Draft
 from minicpm4.engine.pages import PagePool
@@ -74,8 +75,7 @@ class Sequence:
         return num_prompt, self.adapter, self.salt
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A sequence's rows of a step: its next `num_tokens` tokens, and after them what was drafted. is_complete: these are all that wait, so
     that their last one gives logits, and each drafted one does."""
 
@@ -86,11 +86,11 @@ class Chunk:
 
     @property
     def num_rows(self) -> int:
-        return self.num_tokens + (len(self.draft.tokens) if self.draft else 0)
+        return self.num_tokens if self.draft is None else self.num_tokens + len(self.draft.tokens)
 
     @property
     def num_logits(self) -> int:
-        return self.num_rows - self.num_tokens + 1 if self.is_complete else 0
+        return 0 if not self.is_complete else 1 if self.draft is None else 1 + len(self.draft.tokens)
 
     def segment(self) -> Segment:
         sequence, draft, start = self.sequence, self.draft, self.sequence.num_cached
@@ -165,9 +165,9 @@ class Scheduler:
         room = self.max_step_tokens
         for sequence in sorted(self._running, key=lambda s: s.num_waiting > 1):  # those that decode first, else in order
             if room and sequence in self._running:  # it may have been preempted for one before it
-                room -= self._schedule(sequence, room, chunks, draft_of)
+                room -= self._schedule(self._chunk(sequence, room, draft_of), chunks)
         while room and self._waiting and self._can_start(self._waiting[0]):
-            room -= self._schedule(self._start(), room, chunks, None)
+            room -= self._schedule(self._chunk(self._start(), room), chunks)
         return Plan(tuple(chunks), dict(self._copies))
 
     def note_copied(self) -> None:
@@ -187,8 +187,9 @@ class Scheduler:
             for own in self._split(sequence) if chunk.is_complete else []:
                 outcome, first = accepted[own.requests[0].number], own.num_cached
                 own.tokens += [choice.token for choice in outcome.choices if choice is not None]
-                own.num_cached += len(outcome.rows)
-                self._publish(own, first)
+                if outcome.rows:
+                    own.num_cached += len(outcome.rows)
+                    self._publish(own, first)
 
     def _split(self, sequence: Sequence) -> list[Sequence]:
         request, *others = sequence.requests
@@ -240,13 +241,13 @@ class Scheduler:
         self._running.append(sequence)
         return sequence
 
-    def _schedule(self, sequence: Sequence, room: int, chunks: list[Chunk], draft_of: DraftOf | None) -> int:
-        """Adds the sequence's chunk if pages can be had; returns its rows."""
-        chunk = self._chunk(sequence, room, draft_of)
+    def _schedule(self, chunk: Chunk, chunks: list[Chunk]) -> int:
+        """Adds the chunk if pages can be had; returns its rows."""
+        sequence = chunk.sequence
         lacks = pages_for(sequence.num_cached + chunk.num_rows) - len(sequence.pages)
         shared = self._shared(sequence)
         if chunk.draft is not None and lacks + len(shared) > self.pool.num_free:  # a guess is not worth another's pages
-            chunk = replace(chunk, draft=None)
+            chunk = chunk._replace(draft=None)
             lacks = pages_for(sequence.num_cached + chunk.num_rows) - len(sequence.pages)
         while max(0, lacks) + len(shared) > self.pool.num_free:
             victim = self._running[-1]
@@ -256,11 +257,12 @@ class Scheduler:
             shared = self._shared(sequence)
         for index in shared:
             self._copy(sequence, index)
-        sequence.pages.extend(self.pool.allocate(max(0, lacks)))
+        if lacks > 0:
+            sequence.pages.extend(self.pool.allocate(lacks))
         chunks.append(chunk)
         return chunk.num_rows
 
-    def _chunk(self, sequence: Sequence, room: int, draft_of: DraftOf | None) -> Chunk:
+    def _chunk(self, sequence: Sequence, room: int, draft_of: DraftOf | None = None) -> Chunk:
         """As many tokens as there is room for; a draft behind the last token of a sequence that decodes."""
         num_tokens = min(room, sequence.num_waiting_alike)
         is_complete = num_tokens == sequence.num_waiting

@@ -17,12 +17,12 @@ from minicpm4.engine import LLM, Completion, LoadOptions, SamplingParams
 from minicpm4.engine.answer import check_numbers
 from minicpm4.errors import CapacityError, ConfigError
 from minicpm4.evaluate.aggregation import AGGREGATION_TASKS
-from minicpm4.evaluate.journal import Journal
 from minicpm4.evaluate.needles import NEEDLE_TASKS
 from minicpm4.evaluate.prose import Text, read_text
 from minicpm4.evaluate.puzzle import share_found
 from minicpm4.evaluate.recipe import digest, recipe_of, settings_of
 from minicpm4.evaluate.samples import Cell, Frame, Sample, check_prose, frame_of, make_sample
+from minicpm4.records import Journal
 
 Progress = Callable[[str, int, int], None]
 TASKS = {task.name: task for task in (*NEEDLE_TASKS, *AGGREGATION_TASKS)}

@@ -17,10 +17,10 @@ import numpy as np
 
 from minicpm4.engine import LLM, LoadOptions
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, RequestError
-from minicpm4.evaluate.journal import Journal
 from minicpm4.evaluate.prose import Text
 from minicpm4.evaluate.recipe import digest, recipe_of, settings_of
 from minicpm4.model.sparse import count_attended
+from minicpm4.records import Journal
 
 Progress = Callable[[str, int, int], None]
 

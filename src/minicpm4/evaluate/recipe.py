@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from minicpm4.engine import LLM, LoadOptions
-from minicpm4.engine.recipe import software_facts
-
-FLAGS = {"context_length": "ctx-size"}  # those that are not named as their fields
-SWITCHES = {"coarse_lse": ("--coarse-lse", "--exact-lse")}  # those whose other side is not --no-
+from minicpm4.fields import words_of
+from minicpm4.records import software_facts
 
 
 def settings_of(llm: LLM, **options: object) -> dict[str, Any]:
@@ -34,28 +32,13 @@ def recipe_of(llm: LLM, load: LoadOptions, *, words: list[str], settings: Mappin
     """words: the verb and its own flags. settings: of the journal."""
     choices = {choice.what: {"value": choice.value, "reason": choice.reason} for choice in llm.loaded.choices}
     return {
-        "command": shlex.join(["minicpm4", "evaluate", *words, *load_words(load)]),
+        "command": shlex.join(["minicpm4", "evaluate", *words, *words_of(load)]),
         **settings,
         **software_facts(llm.loaded.executor.name),
         "choices": choices,
         "context_length": llm.loaded.limits.context_length,
         "load": asdict(load),
     }
-
-
-def load_words(load: LoadOptions) -> list[str]:
-    """The flags that ask for this load: those that are not at their defaults."""
-    words = list[str]()
-    for field in fields(load):
-        value, flag = getattr(load, field.name), FLAGS.get(field.name, field.name.replace("_", "-"))
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            yes, no = SWITCHES.get(field.name, (f"--{flag}", f"--no-{flag}"))
-            words.append(yes if value else no)
-        else:
-            words += [f"--{flag}", str(value)]
-    return words
 
 
 def digest(text: str) -> str:

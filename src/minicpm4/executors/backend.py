@@ -27,7 +27,7 @@ INSTALL_HINTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class Preferences:
     """What a user asks of any executor, None where it is left to the executor. Names are those of the executors' options."""
 
     threads: int | None = None
@@ -51,10 +51,12 @@ class Backend(Protocol):
     options: type[BackendOptions]
     capabilities: Capabilities
 
-    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[BackendOptions, tuple[Choice, ...]]:
+    def resolve(
+        self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
+    ) -> tuple[BackendOptions, tuple[Choice, ...]]:
         """Its options, all concrete, and what was chosen with reasons. formats: of the weights; None where some are taken to be quantized.
 
-        Wishes that are no fields of its options were refused before (`resolve_options`)."""
+        Preferences that are no fields of its options were refused before (`resolve_options`)."""
 
     def weight_bytes(self, format_name: str, shape: tuple[int, ...], options: Any) -> int:
         """What a weight takes once loaded."""
@@ -78,19 +80,21 @@ def backend(name: str) -> Backend:
 
 
 def resolve_options(
-    name: str, wishes: Wishes, config: ModelConfig, *, formats: Iterable[str] | None = None
+    name: str, preferences: Preferences, config: ModelConfig, *, formats: Iterable[str] | None = None
 ) -> tuple[BackendOptions, tuple[Choice, ...]]:
     """The options of the executor of that name, all concrete, and what was chosen with reasons.
 
-    UnsupportedError for a wish that it has no option for, or cannot fulfil.
+    UnsupportedError for a preference that it has no option for, or cannot fulfil.
     """
     found = backend(name)
     own = {field.name for field in fields(found.options)}
-    for wish, value in wishes.given.items():
-        if wish not in own:
-            flag = "--" + wish.replace("_", "-")
-            raise UnsupportedError(f"executor {name} has no {wish} to set to {value}", hint=f"leave out {flag}, or choose another executor")
-    options, choices = found.resolve(wishes, config, formats)
+    for preference, value in preferences.given.items():
+        if preference not in own:
+            flag = "--" + preference.replace("_", "-")
+            raise UnsupportedError(
+                f"executor {name} has no {preference} to set to {value}", hint=f"leave out {flag}, or choose another executor"
+            )
+    options, choices = found.resolve(preferences, config, formats)
     found.capabilities.check(name, formats or (), options)
     return options, choices
 

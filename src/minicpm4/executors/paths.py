@@ -14,6 +14,7 @@ from itertools import zip_longest
 import numpy as np
 
 from minicpm4.model import Segment, Step, make_step, pages_for
+from minicpm4.model.linear_step import leaves_of
 
 
 def path_steps(step: Step) -> list[tuple[Step, np.ndarray]]:
@@ -48,7 +49,7 @@ def kept_path_step(step: Step | None, pages: np.ndarray, *, start: int, rows: np
             continue
         if not len(rows) or not 0 <= rows[-1] < len(tree) or not np.array_equal(step.path_of(int(tree[rows[-1]])), tree[rows]):
             raise ValueError(f"rows {rows.tolist()} are no path of the draft tree that was run at {start}")
-        return make_step([replace(segment_of(step, tree[rows]), num_logits=0)])
+        return make_step([segment_of(step, tree[rows])._replace(num_logits=0)])
     raise ValueError(f"no draft tree was run at {start} of a sequence with pages {pages.tolist()}")
 
 
@@ -62,9 +63,7 @@ def paths_of(step: Step, sequence: int) -> list[np.ndarray]:
     rows = rows_of(step, sequence)
     if not step.is_tree(sequence):
         return [rows]
-    paths = [step.path_of(row) for row in rows.tolist()]
-    inner = set(np.concatenate([path[:-1] for path in paths]).tolist())
-    return [path for path in paths if path[-1] not in inner]
+    return [step.path_of(leaf) for leaf in leaves_of(step, step.rows_of(sequence))]
 
 
 def segment_of(step: Step, rows: np.ndarray) -> Segment:

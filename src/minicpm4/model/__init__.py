@@ -4,11 +4,10 @@ from minicpm4.model.config import ModelConfig
 from minicpm4.model.forward import forward
 from minicpm4.model.model import Model, assemble
 from minicpm4.model.step import PAGE_TOKENS, Segment, Step, make_step, pages_for
-from minicpm4.model.tensors import STORAGE_FORMATS, PackedTensor
+from minicpm4.model.tensors import PackedTensor
 
 __all__ = [
     "PAGE_TOKENS",
-    "STORAGE_FORMATS",
     "Model",
     "ModelConfig",
     "PackedTensor",

@@ -29,7 +29,7 @@ def forward(
     x = embed(ops, model, step.tokens_T)
     rotation = ops.rotation(step.positions_T, model.rope)
     for index, layer in enumerate(model.layers):
-        x = run_block(ops, model.config, layer, x, rotation=rotation, index=index, step=step)
+        x = run_block(ops, layer, x, config=model.config, rotation=rotation, index=index, step=step)
     hidden = ops.rms_norm(ops.take(x, step.logit_rows_R), model.norm, model.config.norm_eps)
     return head(ops, model, hidden), hidden
 
@@ -40,7 +40,7 @@ def embed(ops: Ops[Array, Weight], model: Model[Weight], tokens_T: Array) -> Arr
 
 
 def block(
-    ops: Ops[Array, Weight], config: ModelConfig, layer: Layer[Weight], x: Array, *, rotation: Any, index: int, step: StepInputs[Array]
+    ops: Ops[Array, Weight], layer: Layer[Weight], x: Array, *, config: ModelConfig, rotation: Any, index: int, step: StepInputs[Array]
 ) -> Array:
     """One transformer block, [T, K] -> [T, K]. rotation: of the step's positions. index: of the layer's cache."""
     h = ops.rms_norm(x, layer.attention_norm, config.norm_eps)

@@ -42,20 +42,27 @@ class SparseStep:
     coarse: NewKernels | None
 
 
-def plan_sparse(sparse: SparseConfig, step: Step) -> SparseStep:
+def plan_sparse(sparse: SparseConfig, step: Step, *, fresh_S: np.ndarray | None = None) -> SparseStep:
+    """fresh_S: of each sequence the token from which on its kernels are made; the first of its rows unless given."""
     is_dense_T = ~is_sparse(sparse, step.positions_T)
     return SparseStep(
         num_dense_S=np.bincount(step.sequences_T[is_dense_T], minlength=len(step.lengths_S)),
-        kernels=new_kernels(sparse, step),
-        coarse=new_kernels(sparse, step, times=COARSE) if sparse.has_coarse_lse else None,
+        kernels=new_kernels(sparse, step, fresh_S=fresh_S),
+        coarse=new_kernels(sparse, step, fresh_S=fresh_S, times=COARSE) if sparse.has_coarse_lse else None,
     )
 
 
-def new_kernels(sparse: SparseConfig, step: Step, *, times: int = 1) -> NewKernels:
+def new_kernels(sparse: SparseConfig, step: Step, *, fresh_S: np.ndarray | None = None, times: int = 1) -> NewKernels:
     """times: COARSE for the coarse ones."""
     size, stride = times * sparse.kernel_size, times * sparse.kernel_stride
-    rows_W = np.flatnonzero((step.positions_T + 1 >= size) & ((step.positions_T + 1 - size) % stride == 0))
-    sequences_W, lasts_W = step.sequences_T[rows_W], step.positions_T[rows_W]
+    if fresh_S is None:
+        lasts_W, sequences_W = step.positions_T, step.sequences_T
+    else:
+        counts_S = step.lengths_S - fresh_S
+        sequences_W = np.repeat(np.arange(len(counts_S)), counts_S)
+        lasts_W = np.arange(counts_S.sum()) + np.repeat(step.lengths_S - np.cumsum(counts_S), counts_S)
+    is_end_W = (lasts_W + 1 >= size) & ((lasts_W + 1 - size) % stride == 0)
+    sequences_W, lasts_W = sequences_W[is_end_W], lasts_W[is_end_W]
     positions_WK = lasts_W[:, None] + np.arange(1 - size, 1)
     places_W = lasts_W % PAGE_TOKENS // stride
     return NewKernels(

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from minicpm4.errors import CheckpointError, ConfigError
-from minicpm4.model import STORAGE_FORMATS, PackedTensor
+from minicpm4.model import PackedTensor
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import blocks, dense, kquants, ternary
 from minicpm4.quant.codec import Codec
 

@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from minicpm4.executors.backend import Wishes
+from minicpm4.executors.backend import Preferences
 from minicpm4.executors.base import AS_CACHE, HALF_CACHE, CacheSize, Capabilities, StepResult, WeightLoader, asked_or
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, weight_bytes
 from minicpm4.executors.mindspore.ascend import AscendDevice
@@ -21,8 +21,9 @@ from minicpm4.executors.mindspore.options import MindSporeOptions
 from minicpm4.executors.paths import kept_path_step, path_steps
 from minicpm4.executors.tracing import Padder, trace
 from minicpm4.hardware import Choice, available_memory, num_cores
-from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble, pages_for
+from minicpm4.model import Model, ModelConfig, Step, assemble, pages_for
 from minicpm4.model.step import StepLimits, check_step
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import KV_FORMATS
 
 DEVICES: dict[str, type[CpuDevice] | type[AscendDevice]] = {"cpu": CpuDevice, "ascend": AscendDevice}
@@ -110,11 +111,17 @@ class MindSporeBackend:
         compressed_format=AS_CACHE,
     )
 
-    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[MindSporeOptions, tuple[Choice, ...]]:
+    def resolve(
+        self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
+    ) -> tuple[MindSporeOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`."""
-        threads = asked_or(None if wishes.threads is None else str(wishes.threads), Choice("threads", str(num_cores()), "one a core"))
-        kv_format = asked_or(wishes.kv_format, HALF_CACHE)
-        options = MindSporeOptions(kv_format=kv_format.value, device=wishes.device or "cpu", threads=int(threads.value), isa=wishes.isa)
+        threads = asked_or(
+            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
+        )
+        kv_format = asked_or(preferences.kv_format, HALF_CACHE)
+        options = MindSporeOptions(
+            kv_format=kv_format.value, device=preferences.device or "cpu", threads=int(threads.value), isa=preferences.isa
+        )
         return options, (threads, kv_format)
 
     def weight_bytes(self, format_name: str, shape: tuple[int, ...], options: MindSporeOptions) -> int:

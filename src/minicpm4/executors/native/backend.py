@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from minicpm4 import _native
-from minicpm4.executors.backend import Wishes
+from minicpm4.executors.backend import Preferences
 from minicpm4.executors.base import AS_CACHE, HALF_CACHE, CacheSize, Capabilities, WeightLoader, asked_or
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, weight_bytes
 from minicpm4.executors.native.executor import NativeExecutor
 from minicpm4.executors.native.options import CODE_BYTES, NativeOptions, choose_activations, choose_prompt_activations
 from minicpm4.hardware import Choice, available_memory, num_cores
-from minicpm4.model import STORAGE_FORMATS, ModelConfig
+from minicpm4.model import ModelConfig
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import KV_FORMATS
 
 
@@ -29,22 +30,28 @@ class NativeBackend:
         compressed_format=AS_CACHE,
     )
 
-    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[NativeOptions, tuple[Choice, ...]]:
+    def resolve(
+        self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
+    ) -> tuple[NativeOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`, and the functions below for each choice."""
-        threads = asked_or(None if wishes.threads is None else str(wishes.threads), Choice("threads", str(num_cores()), "one a core"))
-        activations = choose_activations(wishes, config, formats)
-        can_be_bf16 = wishes.isa in self.capabilities.bf16_isas
-        prompts = choose_prompt_activations(wishes, activations.value, config=config, formats=formats, can_be_bf16=can_be_bf16)
+        threads = asked_or(
+            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
+        )
+        activations = choose_activations(preferences, config, formats)
+        can_be_bf16 = preferences.isa in self.capabilities.bf16_isas
+        prompts = choose_prompt_activations(preferences, activations.value, config=config, formats=formats, can_be_bf16=can_be_bf16)
         has_codes = activations.value == "int8"
-        kv_format = asked_or(wishes.kv_format, Choice("kv cache", "int8", "eight bits, as activations have") if has_codes else HALF_CACHE)
+        kv_format = asked_or(
+            preferences.kv_format, Choice("kv cache", "int8", "eight bits, as activations have") if has_codes else HALF_CACHE
+        )
         options = NativeOptions(
             kv_format=kv_format.value,
-            device=wishes.device or "cpu",
+            device=preferences.device or "cpu",
             threads=int(threads.value),
-            isa=wishes.isa,
+            isa=preferences.isa,
             activations=activations.value,
             prompt_activations=prompts.value,
-            tile_cache=wishes.tile_cache,
+            tile_cache=preferences.tile_cache,
         )
         return options, (threads, activations, prompts, kv_format)
 

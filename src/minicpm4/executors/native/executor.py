@@ -19,8 +19,11 @@ from minicpm4.executors.native.record import Call, Named, Value, record
 from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
 from minicpm4.executors.native.schedule import Phase, add_encoding, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
 from minicpm4.hardware import Choice
-from minicpm4.model import STORAGE_FORMATS, Model, ModelConfig, Step, assemble
+from minicpm4.model import Model, ModelConfig, Step, assemble
+from minicpm4.model.linear_step import linearize
 from minicpm4.model.parameters import parameter_shapes
+from minicpm4.model.step import StepLimits, check_step
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 from minicpm4.quant.activations import meets_bf16
 
@@ -62,6 +65,12 @@ class NativeExecutor:
             kv_format=options.kv_format,
             sparse=None if cache.sparse is None else native_rule(cache.sparse),
         )
+        self._limits = StepLimits(
+            max_rows=cache.max_step_tokens,
+            num_pages=cache.num_pages,
+            vocab_size=config.vocab_size,
+            numerics={0, self.prompt_numerics},
+        )
         self.weight_bytes = self._build(weights, options, cache)
         self.kv_bytes = int(self._program.kv_bytes)
 
@@ -85,7 +94,8 @@ class NativeExecutor:
             return Named(name, matrix.shape)
 
         model: Model[Named] = assemble(self.config, load, context_length=cache.context_length)
-        calls = add_scale_to_embedding(record(model, is_sparse=cache.sparse is not None))
+        calls, hidden = record(model, is_sparse=cache.sparse is not None)
+        calls = add_scale_to_embedding(calls)
         forms = {name: STORAGE_FORMATS[m.format_name] for name, m in matrices.items()}
         in_codes = {name for name, form in forms.items() if not form.is_dense and CODE_BYTES[options.activations] > 0}
         has_bf16 = options.prompt_activations == "bf16"
@@ -93,7 +103,7 @@ class NativeExecutor:
         calls = add_encoding(calls, in_codes | in_bf16)
         calls = add_peaks(calls, task_columns=self._program.task_columns)
         phases = group_phases(calls, head_dim=self.config.head_dim)
-        self._write_program(phases, places, encoded=in_codes)
+        self._write_program(phases, places, encoded=in_codes, hidden=hidden)
         if options.tile_cache is not None and not kept:
             self._keep(options.tile_cache, matrices)
         return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)
@@ -119,11 +129,11 @@ class NativeExecutor:
         except OSError as error:
             self.warnings += (f"the packed weights cannot be kept in {path}: {error.strerror}",)
 
-    def _write_program(self, phases: list[Phase], places: dict[str, int], *, encoded: Set[str]) -> None:
+    def _write_program(self, phases: list[Phase], places: dict[str, int], *, encoded: Set[str], hidden: Value) -> None:
         """places: of each parameter, among the program's weights if it is a matrix, among its vectors if it is a vector. encoded: weights
-        that meet encoded activations alone."""
+        that meet encoded activations alone. hidden: the value that results show beside logits."""
         program = self._program
-        buffer_of, buffers = assign_buffers(phases, encoded=encoded)
+        buffer_of, buffers = assign_buffers(phases, encoded=encoded, kept=hidden)
         for buffer in buffers:
             program.add_buffer(buffer.columns, buffer.is_local)
         for phase in phases:
@@ -133,6 +143,7 @@ class NativeExecutor:
                     program.begin_job()
                 for call in (*job.products, *job.tail):
                     self._write_call(call, buffer_of, places)
+        program.keep_hidden(buffer_of[hidden.index])
 
     def _write_call(self, call: Call, buffer_of: dict[int, int], places: dict[str, int]) -> None:
         def place(value: Value | None) -> int:
@@ -159,11 +170,14 @@ class NativeExecutor:
         )
 
     def run(self, step: Step) -> StepResult:
-        s = step
-        logits: np.ndarray = self._program.run(
-            s.tokens_T, s.positions_T, s.slots_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, self.config.vocab_size
-        )
-        return StepResult(logits, BlockMaxima(self._program.task_columns, self._program.peaks(len(logits))))
+        s, branches = step, None
+        if step.ancestors_T is not None:
+            check_step(step, self._limits)
+            linear = linearize(step, range(*self._program.tree_pages))
+            s, branches = linear.step, linear.branches
+        arrays = (s.tokens_T, s.starts_S1, s.lengths_S, s.pages_SP, s.logit_rows_R, s.numerics_S, s.adapters_S)
+        logits, maxima, hidden = self._program.run(*arrays, branches)
+        return StepResult(logits, BlockMaxima(self._program.task_columns, maxima), hidden if step.wants_hidden else None)
 
     def chosen_blocks(self) -> np.ndarray:
         """What the newest step's sparse rows chose in the last layer: blocks, ascending, int32 [sparse rows, kv heads, max_blocks]; -1
@@ -172,6 +186,9 @@ class NativeExecutor:
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         self._program.copy_pages(sources, targets)
+
+    def copy_slots(self, pages: np.ndarray, *, start: int, rows: np.ndarray) -> None:
+        self._program.copy_slots(pages, start, rows)
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicpm4.executors.backend import Wishes
+from minicpm4.executors.backend import Preferences
 from minicpm4.executors.base import BackendOptions, check_size
 from minicpm4.hardware import Choice
-from minicpm4.model import STORAGE_FORMATS, ModelConfig
+from minicpm4.model import ModelConfig
+from minicpm4.model.tensors import STORAGE_FORMATS
 
 CODE_BYTES = {"int8": 1, "int16": 2, "f32": 0}  # of an activation that a quantized weight is multiplied with
 SMALL_HIDDEN_SIZE = 1024  # of models whose activations are kept in sixteen bits
@@ -31,7 +32,7 @@ class NativeOptions(BackendOptions):
         check_size("threads", self.threads)
 
 
-def choose_activations(wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
+def choose_activations(preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None) -> Choice:
     """What quantized weights are multiplied with.
 
     Eight bits cost a small model answers: they move SmolLM2-135M's logits by 0.1 to 1, which turns near-ties. Sixteen bits leave
@@ -39,8 +40,8 @@ def choose_activations(wishes: Wishes, config: ModelConfig, formats: Iterable[st
     little (docs/lab_notes.md).
     """
     what = "activations"
-    if wishes.activations is not None:
-        return Choice(what, wishes.activations, "asked for")
+    if preferences.activations is not None:
+        return Choice(what, preferences.activations, "asked for")
     if formats is not None and all(STORAGE_FORMATS[name].is_dense for name in formats):
         return Choice(what, "f32", "nothing is quantized")
     if config.hidden_size < SMALL_HIDDEN_SIZE:
@@ -49,7 +50,7 @@ def choose_activations(wishes: Wishes, config: ModelConfig, formats: Iterable[st
 
 
 def choose_prompt_activations(
-    wishes: Wishes, activations: str, *, config: ModelConfig, formats: Iterable[str] | None, can_be_bf16: bool
+    preferences: Preferences, activations: str, *, config: ModelConfig, formats: Iterable[str] | None, can_be_bf16: bool
 ) -> Choice:
     """What weights are multiplied with in the rows of prompts; activations: what quantized ones are in all others.
 
@@ -58,9 +59,9 @@ def choose_prompt_activations(
     weights was trained with.
     """
     what = "prompt activations"
-    if wishes.prompt_activations is not None:
-        return Choice(what, wishes.prompt_activations, "asked for")
-    has_bf16_weights = wishes.activations is None and formats is not None and "bf16" in formats
+    if preferences.prompt_activations is not None:
+        return Choice(what, preferences.prompt_activations, "asked for")
+    has_bf16_weights = preferences.activations is None and formats is not None and "bf16" in formats
     if activations == "f32" and not has_bf16_weights:
         return Choice(what, "same", "nothing is rounded")
     if not can_be_bf16:

@@ -110,8 +110,8 @@ class Recorder:
         return self.emit("take", (x_TK,), x_TK.columns, is_wanted=True)
 
 
-def record(model: Model[Named], *, is_sparse: bool = False) -> list[Call]:
-    """The forward pass of this model as calls in order; the last one makes the logits."""
+def record(model: Model[Named], *, is_sparse: bool = False) -> tuple[list[Call], Value]:
+    """The forward pass of this model as calls in order, of which the last one makes the logits; and the hidden states that these are of."""
     recorder = Recorder(model.config, is_sparse)
-    forward(recorder, model, RecordedInputs())
-    return recorder.calls
+    _, hidden = forward(recorder, model, RecordedInputs())
+    return recorder.calls, hidden

@@ -9,15 +9,14 @@ when it is read, and then it is written again. Which model a file belongs to is 
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from minicpm4 import _native
+from minicpm4.records import atomic_file
 
 MAGIC = b"mcpmpack"
 ALIGNMENT = 64
@@ -81,15 +80,8 @@ def read_matrix(file: Any, entry: Mapping[str, Any], *, team: _native.Team, aren
 
 def write_repack(path: Path, matrices: Mapping[str, Packed], team: _native.Team) -> None:
     """OSError where it cannot be written; then nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(unfinished, "wb") as file:
-            write_matrices(file, matrices, team)
-        unfinished.replace(path)
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        write_matrices(file, matrices, team)
 
 
 def write_matrices(file: BinaryIO, matrices: Mapping[str, Packed], team: _native.Team) -> None:

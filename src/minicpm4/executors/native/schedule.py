@@ -164,15 +164,15 @@ def local_values(phases: list[Phase], encoded: Collection[str]) -> set[int]:
     return set(made)
 
 
-def assign_buffers(phases: list[Phase], *, encoded: Collection[str]) -> tuple[dict[int, int], list[Buffer]]:
-    """Buffer of each value, and the buffers. encoded: see `local_values`.
+def assign_buffers(phases: list[Phase], *, encoded: Collection[str], kept: Value) -> tuple[dict[int, int], list[Buffer]]:
+    """Buffer of each value, and the buffers. encoded: see `local_values`. kept: a value that is a result beside the final one.
 
     A buffer is free again after the phase that reads its value last, or at once for an operation that may work in place.
     Values with codes keep their buffer's codes, so a buffer is shared only by values of equal columns.
     """
-    local = local_values(phases, encoded)
+    local = local_values(phases, encoded) - {kept.index}
     last_phase = {value.index: number for number, phase in enumerate(phases) for call in phase.calls for value in call.inputs}
-    last_phase[final_value(phases).index] = len(phases)
+    last_phase |= {final_value(phases).index: len(phases), kept.index: len(phases)}
     buffer_of: dict[int, int] = {}
     buffers: list[Buffer] = []
     free: dict[Buffer, list[int]] = {}

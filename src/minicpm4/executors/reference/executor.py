@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpm4.executors.backend import Wishes
+from minicpm4.executors.backend import Preferences
 from minicpm4.executors.base import HALF_CACHE, BackendOptions, CacheSize, Capabilities, StepResult, WeightLoader, asked_or
 from minicpm4.executors.reference.ops import ReferenceCache, ReferenceOps, ReferenceWeight
 from minicpm4.hardware import Choice, available_memory
-from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
+from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Step, assemble, forward
 from minicpm4.model.parameters import EMBEDDING, HEAD
 from minicpm4.model.step import StepLimits, check_step
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import KV_FORMATS, dequantize, round_bf16
 from minicpm4.quant.activations import meets_bf16
 
@@ -101,14 +102,16 @@ class ReferenceBackend:
         bf16_isas=frozenset((None,)),
     )
 
-    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[ReferenceOptions, tuple[Choice, ...]]:
+    def resolve(
+        self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
+    ) -> tuple[ReferenceOptions, tuple[Choice, ...]]:
         """Floats throughout, unless rounding was asked for."""
-        activations = asked_or(wishes.activations, Choice("activations", "f32", "the executor computes in floats"))
-        prompts = asked_or(wishes.prompt_activations, Choice("prompt activations", "same", "the executor computes in floats"))
-        kv_format = asked_or(wishes.kv_format, HALF_CACHE)
+        activations = asked_or(preferences.activations, Choice("activations", "f32", "the executor computes in floats"))
+        prompts = asked_or(preferences.prompt_activations, Choice("prompt activations", "same", "the executor computes in floats"))
+        kv_format = asked_or(preferences.kv_format, HALF_CACHE)
         options = ReferenceOptions(
             kv_format=kv_format.value,
-            device=wishes.device or "cpu",
+            device=preferences.device or "cpu",
             activations=activations.value,
             prompt_activations=prompts.value,
         )

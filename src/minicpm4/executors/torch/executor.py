@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors.backend import Wishes
+from minicpm4.executors.backend import Preferences
 from minicpm4.executors.base import (
     HALF_CACHE,
     BackendOptions,
@@ -24,12 +24,15 @@ from minicpm4.executors.base import (
 from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
 from minicpm4.executors.torch.sparse import KernelStore
 from minicpm4.hardware import Choice, available_memory, num_cores
-from minicpm4.model import PAGE_TOKENS, STORAGE_FORMATS, Model, ModelConfig, Step, assemble, forward
+from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Segment, Step, assemble, forward, make_step
+from minicpm4.model.linear_step import linearize
 from minicpm4.model.sparse_step import plan_sparse
 from minicpm4.model.step import StepLimits, check_step, whole_pages_step
+from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+TREE_PAGES = 256
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's allocators say it, of CUDA and of the CPU
 
 
@@ -41,6 +44,12 @@ class TorchOptions(BackendOptions):
 
     def __post_init__(self) -> None:
         check_size("threads", self.threads)
+
+
+def slots_of(pages: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Where cached tokens of a sequence with these pages lie, int64."""
+    slots: np.ndarray = pages[indices // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + indices % PAGE_TOKENS
+    return slots
 
 
 def check_device(device: str) -> None:
@@ -58,6 +67,7 @@ class TorchExecutor:
         check_device(options.device)
         torch.set_num_threads(options.threads)
         torch.set_float32_matmul_precision("highest")  # float32 is float32, on CUDA too: no TF32 where it was allowed before
+        self.config = config
         self._device, self._num_pages = torch.device(options.device), cache.num_pages
         self.warnings: tuple[str, ...] = ()
         self._limits = StepLimits(max_rows=cache.max_step_tokens, num_pages=cache.num_pages, vocab_size=config.vocab_size)
@@ -80,10 +90,36 @@ class TorchExecutor:
 
     def run(self, step: Step) -> StepResult:
         check_step(step, self._limits)
+        linear = None
+        if step.ancestors_T is not None:
+            linear = linearize(step, self._tree_pages())
+            self.copy_pages(linear.sources, linear.targets)
+            step = linear.step
         with torch.inference_mode():
-            inputs = TorchStep.of(step, self._device, sparse=None if self._kernels is None else self._kernels.sparse)
+            sparse = None if self._kernels is None else self._kernels.sparse
+            inputs = TorchStep.of(step, self._device, sparse=sparse, linear=linear)
             logits, hidden = (x.float().cpu().numpy() for x in forward(self._ops, self._model, inputs))
         return StepResult(logits, hidden=hidden if step.wants_hidden else None)
+
+    def _tree_pages(self) -> range:
+        """Pages behind the cache's own, for the branches of draft trees; made when first needed."""
+        if self._num_pages == self._limits.num_pages:
+            self._num_pages += TREE_PAGES
+            self._cache = self._cache.extended(TREE_PAGES * PAGE_TOKENS)
+            if self._kernels is not None:
+                self._kernels = self._kernels.extended(TREE_PAGES)
+            self._ops = TorchOps(self.config, self._cache, self._kernels)
+        return range(self._limits.num_pages, self._num_pages)
+
+    def copy_slots(self, pages: np.ndarray, *, start: int, rows: np.ndarray) -> None:
+        targets, sources = (torch.from_numpy(slots_of(pages, start + offsets)) for offsets in (np.arange(len(rows)), rows))
+        for stored in (self._cache.keys, self._cache.values):
+            stored[:, targets.to(self._device)] = stored[:, sources.to(self._device)]
+        if self._kernels is not None:
+            segment = Segment(tokens=[0] * len(rows), start=start, pages=pages, num_logits=0)  # type: ignore[arg-type]
+            plan = plan_sparse(self._kernels.sparse, make_step([segment]))
+            for layer, keys in enumerate(self._cache.keys):
+                self._kernels.write(layer, keys, plan)
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         source_pages, target_pages = (torch.from_numpy(pages).to(self._device, torch.int64) for pages in (sources, targets))
@@ -121,11 +157,15 @@ class TorchBackend:
         compressed_format="f32",
     )
 
-    def resolve(self, wishes: Wishes, config: ModelConfig, formats: Iterable[str] | None) -> tuple[TorchOptions, tuple[Choice, ...]]:
+    def resolve(
+        self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
+    ) -> tuple[TorchOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`."""
-        threads = asked_or(None if wishes.threads is None else str(wishes.threads), Choice("threads", str(num_cores()), "one a core"))
-        kv_format = asked_or(wishes.kv_format, HALF_CACHE)
-        options = TorchOptions(kv_format=kv_format.value, device=wishes.device or "cpu", threads=int(threads.value))
+        threads = asked_or(
+            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
+        )
+        kv_format = asked_or(preferences.kv_format, HALF_CACHE)
+        options = TorchOptions(kv_format=kv_format.value, device=preferences.device or "cpu", threads=int(threads.value))
         return options, (threads, kv_format)
 
     def weight_bytes(self, format_name: str, shape: tuple[int, ...], options: TorchOptions) -> int:

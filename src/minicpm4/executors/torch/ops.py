@@ -14,6 +14,7 @@ from torch.nn import functional
 from minicpm4.executors.torch.sparse import KernelStore, attend_sparse
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step, pages_for
 from minicpm4.model.config import SparseConfig
+from minicpm4.model.linear_step import LinearStep
 from minicpm4.model.rope import RopeTable
 from minicpm4.model.sparse_step import SparseStep, plan_sparse
 
@@ -22,7 +23,8 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TorchStep:
-    """A step with its arrays on the device, and the host's step beside them for lengths and pages."""
+    """A step with its arrays on the device, and the host's step beside them for lengths and pages. more: rows, and further
+    slots of theirs."""
 
     host: Step
     tokens_T: Tensor
@@ -30,16 +32,21 @@ class TorchStep:
     logit_rows_R: Tensor
     slots_T: Tensor
     sparse: SparseStep | None
+    more: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, step: Step, device: torch.device, *, sparse: SparseConfig | None = None) -> TorchStep:
-        """sparse: the rule that the operations were made with."""
+    def of(cls, step: Step, device: torch.device, *, sparse: SparseConfig | None = None, linear: LinearStep | None = None) -> TorchStep:
+        """sparse: the rule that the operations were made with. linear: where the step is one of draft trees."""
 
         def move(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, torch.int64)
 
-        plan = None if sparse is None else plan_sparse(sparse, step)
-        return cls(step, move(step.tokens_T), move(step.positions_T), move(step.logit_rows_R), move(step.slots_T), plan)
+        plan = None if sparse is None else plan_sparse(sparse, step, fresh_S=None if linear is None else linear.fresh_S)
+        more = None
+        if linear is not None:
+            rows_M = np.repeat(np.arange(len(step.tokens_T)), np.diff(linear.more_starts_T1))
+            more = move(rows_M), move(linear.more_slots_M)
+        return cls(step, move(step.tokens_T), move(step.positions_T), move(step.logit_rows_R), move(step.slots_T), plan, more)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ class TorchCache:
     def empty(cls, config: ModelConfig, num_pages: int, *, dtype: torch.dtype, device: torch.device) -> TorchCache:
         shape = (config.num_layers, num_pages * PAGE_TOKENS, config.num_kv_heads, config.head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+
+    def extended(self, num_slots: int) -> TorchCache:
+        """The same with more slots behind the others."""
+        return TorchCache(*(functional.pad(stored, (0, 0, 0, 0, 0, num_slots)) for stored in (self.keys, self.values)))
 
 
 class TorchOps:
@@ -94,7 +105,10 @@ class TorchOps:
         heads = (-1, self.config.head_dim)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         for stored, new in ((keys, k_TGD), (values, v_TGD)):
-            stored[step.slots_T] = new.detach().unflatten(-1, heads).to(stored.dtype)
+            kept = new.detach().unflatten(-1, heads).to(stored.dtype)
+            stored[step.slots_T] = kept
+            if step.more is not None:
+                stored[step.more[1]] = kept[step.more[0]]
         if self.kernels is not None and step.sparse is not None:
             self.kernels.write(layer, keys, step.sparse)
         host, outputs = step.host, []

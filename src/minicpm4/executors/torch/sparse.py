@@ -47,6 +47,14 @@ class KernelStore:
 
         return cls(sparse, store(1), store(COARSE) if sparse.has_coarse_lse else None)
 
+    def extended(self, num_pages: int) -> KernelStore:
+        """The same with places beside more pages, behind the others."""
+
+        def longer(store: Tensor, times: int) -> Tensor:
+            return functional.pad(store, (0, 0, 0, 0, 0, num_pages * places_per_page(self.sparse, times=times)))
+
+        return KernelStore(self.sparse, longer(self.kernels, 1), None if self.coarse is None else longer(self.coarse, COARSE))
+
     @property
     def stores(self) -> tuple[Tensor, ...]:
         return (self.kernels,) if self.coarse is None else (self.kernels, self.coarse)

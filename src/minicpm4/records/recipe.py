@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,24 @@ import numpy as np
 from minicpm4.hardware import cpu_name
 
 
-def software_facts(executor: str) -> dict[str, object]:
-    """executor: the one that ran."""
+def software_facts(*packages: str) -> dict[str, object]:
+    """packages: libraries whose versions count too; those that are not installed are left out."""
     return {
         "machine": cpu_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "minicpm4": version("minicpm4"),
-        **({executor: version(executor)} if executor in ("torch", "mindspore") else {}),
+        **{name: found for name in packages if (found := version_of(name))},
         "commit": source_commit(),
     }
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def source_commit() -> str | None:

@@ -75,11 +75,11 @@ def measure_attention(config: ModelConfig, case: AttentionCase, *, isa: str, rep
 
 def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, layers: int) -> Callable[[], None]:
     """Looks the queries up, and attends with them to each layer in phases of its own."""
-    team, arena, width = _native.Team(case.threads), _native.Arena(), config.num_heads * config.head_dim
+    pool, arena, width = _native.ThreadPool(case.threads), _native.Arena(), config.num_heads * config.head_dim
     num_pages = pages_for(case.context)
     program = _native.Program(
         isa,
-        team,
+        pool,
         max_rows=case.rows,
         code_bytes=1,
         has_bf16_prompts=False,
@@ -92,7 +92,7 @@ def attention_program(config: ModelConfig, case: AttentionCase, *, isa: str, lay
         sparse=None,
     )
     queries = np.random.default_rng(0).standard_normal((case.rows, width), dtype=np.float32)
-    table = program.add_weight(_native.pack("f32", case.rows, width, queries.view(np.uint8).reshape(case.rows, -1), team, arena))
+    table = program.add_weight(_native.pack("f32", case.rows, width, queries.view(np.uint8).reshape(case.rows, -1), pool, arena))
     x, out = program.add_buffer(width), program.add_buffer(width)
     program.begin_phase(_native.PhaseKind.rows, False)
     program.add(_native.Op.embed, **UNUSED | {"out": x, "weight": table, "factor": 1.0})

@@ -1,6 +1,6 @@
 """Microbenchmarks of the native executor: the machine's peaks, the product of each format, attention: python -m benchmarks.kernels
 
-A product is run as a model runs it: by a recorded program, on the thread team, with activations coded as they are there. One
+A product is run as a model runs it: by a recorded program, on the thread pool, with activations coded as they are there. One
 row reads weights as decoding does, many rows compute as prefill does. So many copies of the matrix are multiplied in turn
 that none is in a cache when its turn comes.
 """
@@ -115,10 +115,10 @@ def measure_product(weight: PackedTensor, setup: Setup, *, batch: int, peaks: Pe
 def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: int, copies: int) -> Callable[[], None]:
     """Looks `batch` rows up, codes them, and multiplies them with each copy in a phase of its own."""
     num_rows, columns = weight.shape
-    team, arena = _native.Team(threads), _native.Arena()
+    pool, arena = _native.ThreadPool(threads), _native.Arena()
     program = _native.Program(
         setup.isa,
-        team,
+        pool,
         max_rows=batch,
         code_bytes={"int8": 1, "int16": 2, "bf16": 0}[setup.activations],
         has_bf16_prompts=setup.activations == "bf16",
@@ -131,16 +131,16 @@ def product_program(weight: PackedTensor, setup: Setup, *, batch: int, threads: 
         sparse=None,
     )
     activations = np.random.default_rng(0).standard_normal((batch, columns), dtype=np.float32)
-    table = program.add_weight(_native.pack("f32", batch, columns, activations.view(np.uint8).reshape(batch, -1), team, arena))
-    factors = [program.add_weight(_native.pack(weight.format.name, num_rows, columns, weight.data, team, arena)) for _ in range(copies)]
+    table = program.add_weight(_native.pack("f32", batch, columns, activations.view(np.uint8).reshape(batch, -1), pool, arena))
+    factors = [program.add_weight(_native.pack(weight.format.name, num_rows, columns, weight.data, pool, arena)) for _ in range(copies)]
     x, out = program.add_buffer(columns), program.add_buffer(num_rows)
     program.begin_phase(_native.PhaseKind.rows, False)
     program.add(_native.Op.embed, **UNUSED | {"out": x, "weight": table, "factor": 1.0})
-    program.add(_native.Op.encode, **UNUSED | {"a": x})
+    program.add(_native.Op.quantize, **UNUSED | {"a": x})
     for factor in factors:
         program.begin_phase(_native.PhaseKind.products, False)
         program.begin_job()
-        program.add(_native.Op.multiply, **UNUSED | {"out": out, "a": x, "weight": factor})
+        program.add(_native.Op.linear, **UNUSED | {"out": out, "a": x, "weight": factor})
     s = single_step(np.arange(batch, dtype=np.int32), numerics=int(setup.activations == "bf16"))
 
     def run() -> None:

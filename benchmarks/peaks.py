@@ -24,10 +24,10 @@ class Peaks:
 
 def measure_peaks(threads: int, *, isa: str | None = None) -> Peaks:
     """Takes some 0.4 s. isa: of the products; the best of this machine unless given."""
-    team, chosen = _native.Team(threads), isa or _native.usable_isas()[0]
+    pool, chosen = _native.ThreadPool(threads), isa or _native.usable_isas()[0]
 
     def rate(number: str) -> float | None:
-        operations = _native.peak_rate(chosen, number, team, REPEATS)
+        operations = _native.peak_rate(chosen, number, pool, REPEATS)
         return None if operations is None else operations / 1e9
 
     return Peaks(threads, memory_bandwidth(threads) or 0.0, rate("int8") or 0.0, rate("bf16"), rate("f32") or 0.0)

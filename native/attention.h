@@ -1,6 +1,6 @@
 // Causal attention over paged keys and values with a streaming softmax (Milakov and Gimelshein, arXiv 1805.02867).
 // The query heads of a kv head, and the queries of a task, share every load of a key or value. Included once for each
-// instruction set. A row's result does not depend on which other rows are computed with it, nor on who computes its stretches.
+// instruction set. A row's result does not depend on which other rows are computed with it, nor on who computes its splits.
 #pragma once
 
 #include "linear.h"
@@ -91,7 +91,7 @@ inline void finish(const Partial& partial, int head_dim, float* out) {
   for (int d = 0; d < head_dim; ++d) out[d] = partial.sum[d] / total;
 }
 
-inline void merge_stretches(const float* partials, size_t stride, int count, int head_dim, float* out) {
+inline void merge_splits(const float* partials, size_t stride, int count, int head_dim, float* out) {
   const int dim = static_cast<int>(round_up(head_dim, 16));
   const Partial first{const_cast<float*>(partials), dim};
   for (int i = 1; i < count; ++i) merge(first, {const_cast<float*>(partials) + stride * i, dim});
@@ -156,7 +156,7 @@ void code_queries(const KvLayer& layer, const AttendTask& task, int count, Query
   }
 }
 
-// One (query, head) pair of a task on its way through the pages of a stretch.
+// One (query, head) pair of a task on its way through the pages of a split.
 struct AttendRow {
   const float* query;
   const QueryCode* code;  // of the query, where the arithmetic has codes
@@ -421,7 +421,7 @@ struct TaskPages {
   }
 };
 
-// A task's scratch: of each pair the partial result so far and that of the stretch at hand, then the queries' codes, then numbers of rows.
+// A task's scratch: of each pair the partial result so far and that of the split at hand, then the queries' codes, then numbers of rows.
 struct AttendScratch {
   float *running, *fresh;
   QueryCode* codes;
@@ -444,8 +444,8 @@ struct AttendScratch {
 template <class Math>
 void attend_pages(const KvLayer& layer, const AttendTask& task, const AttendScratch& scratch, int count) {
   const TaskPages<Math> pages{layer, task, scratch.codes};
-  for (int first = task.first_page; first < task.last_page; first += kStretchPages) {
-    const int last = first + kStretchPages < task.last_page ? first + kStretchPages : task.last_page;
+  for (int first = task.first_page; first < task.last_page; first += kSplitPages) {
+    const int last = first + kSplitPages < task.last_page ? first + kSplitPages : task.last_page;
     float* into = first == task.first_page ? scratch.running : scratch.fresh;
     scratch.clear(into, 0, count);
     for (int index = first; index < last; ++index) {
@@ -458,7 +458,7 @@ void attend_pages(const KvLayer& layer, const AttendTask& task, const AttendScra
   }
 }
 
-// Which of a task's sparse rows attend to a block, ascending, and how many blocks each has behind it: its stretches are its own.
+// Which of a task's sparse rows attend to a block, ascending, and how many blocks each has behind it: its splits are its own.
 struct BlockVisits {
   int32_t *ends, *rows, *done;
 
@@ -490,19 +490,19 @@ void attend_lists(const KvLayer& layer, const AttendTask& task, const AttendScra
   const BlockVisits visits(task, scratch.numbers);
   const int heads = task.group_heads, num_rows = task.last_row - task.first_row;
   const auto merge_row = [&](int row) {
-    if (visits.done[row] > kStretchPages) for (int h = 0; h < heads; ++h) scratch.merge_fresh(row * heads + h);
+    if (visits.done[row] > kSplitPages) for (int h = 0; h < heads; ++h) scratch.merge_fresh(row * heads + h);
   };
   const auto begin_stretch = [&](int row) {
     merge_row(row);
     scratch.clear(visits.done[row] ? scratch.fresh : scratch.running, row * heads, (row + 1) * heads);
   };
-  const auto partials_of = [&](int row) { return visits.done[row] > kStretchPages ? scratch.fresh : scratch.running; };
+  const auto partials_of = [&](int row) { return visits.done[row] > kSplitPages ? scratch.fresh : scratch.running; };
   for (int block = 0, next = 0; block < task.last_page; block = next) {
     for (++next; next < task.last_page && visits.count(next) == 0; ++next) {}
     const int count = visits.count(block);
     const int32_t* rows = visits.begin(block);
     for (int n = 0; n < count; ++n)
-      if (visits.done[rows[n]] % kStretchPages == 0) begin_stretch(rows[n]);
+      if (visits.done[rows[n]] % kSplitPages == 0) begin_stretch(rows[n]);
     for (int n = 0; n < count; ++n) ++visits.done[rows[n]];
     const PageData<typename Math::Cache> data = pages.page(block), after = pages.page(next < task.last_page ? next : block);
     if constexpr (Math::needs_neighbours) {

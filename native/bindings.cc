@@ -75,7 +75,7 @@ struct PackedWeight {
   Weight weight;
 };
 
-PackedWeight pack(const std::string& format_name, int rows, int columns, const Bytes& stored, Team& team, const std::shared_ptr<Arena>& arena) {
+PackedWeight pack(const std::string& format_name, int rows, int columns, const Bytes& stored, ThreadPool& pool, const std::shared_ptr<Arena>& arena) {
   const Format format = format_named(format_name);
   const size_t row_bytes = columns / block_columns(format) * block_bytes(format);
   if (columns % block_columns(format) != 0 || stored.shape(0) != static_cast<size_t>(rows) || stored.shape(1) != row_bytes || stored.stride(1) != 1)
@@ -85,15 +85,15 @@ PackedWeight pack(const std::string& format_name, int rows, int columns, const B
   weight.data = data;
   const size_t stride = stored.stride(0);
   const nb::gil_scoped_release unlocked;
-  team.run([&](int member) {
-    for (int tile = member; tile < weight.num_tiles(); tile += team.size())
+  pool.run([&](int worker) {
+    for (int tile = worker; tile < weight.num_tiles(); tile += pool.size())
       pack_tile(format, stored.data(), stride, rows, columns, tile, data + weight.tile_bytes * tile);
   });
   return {arena, weight};
 }
 
 // A weight that was packed before, from `file` at `offset`. RuntimeError where it cannot be read, or is not what was written.
-PackedWeight read_packed(const std::string& format_name, int rows, int columns, int file, size_t offset, uint64_t sum, Team& team,
+PackedWeight read_packed(const std::string& format_name, int rows, int columns, int file, size_t offset, uint64_t sum, ThreadPool& pool,
                          const std::shared_ptr<Arena>& arena) {
   const Format format = format_named(format_name);
   if (rows < 1 || columns < 1 || columns % block_columns(format) != 0) throw std::invalid_argument("the format does not fit the shape");
@@ -102,7 +102,7 @@ PackedWeight read_packed(const std::string& format_name, int rows, int columns, 
   uint8_t* data = arena->take(count);
   weight.data = data;
   const nb::gil_scoped_release unlocked;
-  if (read_and_sum(team, file, offset, data, count) != sum) throw std::runtime_error("the checksum is wrong");
+  if (read_and_sum(pool, file, offset, data, count) != sum) throw std::runtime_error("the checksum is wrong");
   return {arena, weight};
 }
 
@@ -278,27 +278,27 @@ void copy_pages(Program& program, const Ints& sources, const Ints& targets) {
   make_copies(program, sources, targets);
 }
 
-// Bytes a second of reading `bytes` of memory from end to end with the whole team; the best of `repeats`.
-double read_bandwidth(const std::string& isa, Team& team, size_t bytes, int repeats) {
+// Bytes a second of reading `bytes` of memory from end to end with the whole pool; the best of `repeats`.
+double read_bandwidth(const std::string& isa, ThreadPool& pool, size_t bytes, int repeats) {
   const Kernels& kernels = kernels_named(isa);
   const Memory memory(bytes, true);
-  const size_t share = bytes / sizeof(float) / team.size() / 64 * 64;
+  const size_t share = bytes / sizeof(float) / pool.size() / 64 * 64;
   float* data = memory.as<float>();
-  std::vector<float> sums(team.size() * 16);
+  std::vector<float> sums(pool.size() * 16);
   double best = 0;
   const nb::gil_scoped_release unlocked;
-  team.run([&](int member) { for (size_t i = 0; i < share; i += 16) data[member * share + i] = 1; });
+  pool.run([&](int worker) { for (size_t i = 0; i < share; i += 16) data[worker * share + i] = 1; });
   for (int i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    team.run([&](int member) { sums[member * 16] += kernels.read_all(data + member * share, share); });
+    pool.run([&](int worker) { sums[worker * 16] += kernels.read_all(data + worker * share, share); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, share * team.size() * sizeof(float) / seconds.count());
+    best = std::max(best, share * pool.size() * sizeof(float) / seconds.count());
   }
   return best;
 }
 
-// Operations a second of the whole team, of the best of `repeats` runs of at least 10 ms; nothing where this machine has no such unit.
-std::optional<double> peak_rate(const std::string& isa, const std::string& number, Team& team, int repeats) {
+// Operations a second of the whole pool, of the best of `repeats` runs of at least 10 ms; nothing where this machine has no such unit.
+std::optional<double> peak_rate(const std::string& isa, const std::string& number, ThreadPool& pool, int repeats) {
   const Kernels& kernels = kernels_named(isa);
   require(number == "int8" || number == "f32" || number == "bf16", "a peak is of int8, f32 or bf16");
   const PeakFunction compute = number == "int8" ? kernels.peak_int8 : number == "f32" ? kernels.peak_f32 : kernels.peak_bf16 ? kernels.peak_bf16 : peak_bf16_dot();
@@ -306,9 +306,9 @@ std::optional<double> peak_rate(const std::string& isa, const std::string& numbe
   double best = 0;
   const nb::gil_scoped_release unlocked;
   for (size_t rounds = 1024; repeats > 0;) {
-    std::vector<double> operations(team.size() * 8);
+    std::vector<double> operations(pool.size() * 8);
     const auto start = std::chrono::steady_clock::now();
-    team.run([&](int member) { operations[member * 8] = compute(rounds); });
+    pool.run([&](int worker) { operations[worker * 8] = compute(rounds); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     if (seconds.count() < 0.01) {
       rounds *= 2;
@@ -323,20 +323,20 @@ std::optional<double> peak_rate(const std::string& isa, const std::string& numbe
 }  // namespace
 
 NB_MODULE(_native, m) {
-  nb::class_<Team>(m, "Team").def(nb::init<int>()).def_prop_ro("size", &Team::size);
+  nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>()).def_prop_ro("size", &ThreadPool::size);
 
   nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def_prop_ro("nbytes", [](const PackedWeight& p) { return p.weight.tile_bytes * p.weight.num_tiles(); })
-      .def("checksum", [](const PackedWeight& p, Team& team) { return checksum(team, p.weight.data, p.weight.tile_bytes * p.weight.num_tiles()); }, nb::arg("team"))
+      .def("checksum", [](const PackedWeight& p, ThreadPool& pool) { return checksum(pool, p.weight.data, p.weight.tile_bytes * p.weight.num_tiles()); }, nb::arg("pool"))
       .def("bytes", [](const PackedWeight& p) {
              const size_t shape[1] = {p.weight.tile_bytes * p.weight.num_tiles()};
              return nb::ndarray<nb::numpy, const uint8_t>(p.weight.data, 1, shape, nb::find(p));
            })
       .def("unpack", &unpack, nb::arg("first"), nb::arg("last"));
-  m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("team"), nb::arg("arena"));
+  m.def("pack", &pack, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("stored"), nb::arg("pool"), nb::arg("arena"));
   m.def("read_packed", &read_packed, nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::kw_only(), nb::arg("file"), nb::arg("offset"),
-        nb::arg("checksum"), nb::arg("team"), nb::arg("arena"));
+        nb::arg("checksum"), nb::arg("pool"), nb::arg("arena"));
   m.def("packed_bytes", [](const std::string& format, int rows, int columns) {
     return round_up(rows, kTileRows) / kTileRows * tile_bytes_of(format_named(format), columns);
   }, nb::arg("format"), nb::arg("rows"), nb::arg("columns"));
@@ -347,16 +347,16 @@ NB_MODULE(_native, m) {
     return names;
   });
   m.def("has_bf16_matrices", [](const std::string& isa) { return kernels_named(isa).multiply_bf16 != nullptr; }, nb::arg("isa"));
-  m.def("read_bandwidth", &read_bandwidth, nb::arg("isa"), nb::arg("team"), nb::arg("bytes"), nb::arg("repeats"));
-  m.def("peak_rate", &peak_rate, nb::arg("isa"), nb::arg("number"), nb::arg("team"), nb::arg("repeats"));
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("repeats"));
+  m.def("peak_rate", &peak_rate, nb::arg("isa"), nb::arg("number"), nb::arg("pool"), nb::arg("repeats"));
 
   nb::enum_<Op>(m, "Op")
       .value("embed", Op::embed).value("scale", Op::scale).value("rms_norm", Op::rms_norm).value("add_scaled", Op::add_scaled)
       .value("rms_norm_heads", Op::rms_norm_heads).value("add_bias", Op::add_bias)
       .value("swiglu", Op::swiglu).value("rotation", Op::rotation).value("rope", Op::rope).value("take", Op::take)
-      .value("encode", Op::encode).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
-      .value("multiply", Op::multiply).value("attend", Op::attend).value("merge", Op::merge).value("peaks", Op::peaks)
-      .value("compress", Op::compress).value("select", Op::select);
+      .value("quantize", Op::quantize).value("store_keys", Op::store_keys).value("store_values", Op::store_values)
+      .value("linear", Op::linear).value("attend", Op::attend).value("merge", Op::merge).value("block_maxima", Op::block_maxima)
+      .value("compress_keys", Op::compress_keys).value("select_blocks", Op::select_blocks);
 
   nb::enum_<PhaseKind>(m, "PhaseKind")
       .value("rows", PhaseKind::rows).value("products", PhaseKind::products).value("tasks", PhaseKind::tasks);
@@ -374,17 +374,17 @@ NB_MODULE(_native, m) {
 
   nb::class_<Program>(m, "Program")
       .def("__init__",
-           [](Program* self, const std::string& isa, Team& team, int max_rows, int code_bytes, bool has_bf16_prompts, int num_pages, int num_layers, int num_heads, int num_kv_heads,
+           [](Program* self, const std::string& isa, ThreadPool& pool, int max_rows, int code_bytes, bool has_bf16_prompts, int num_pages, int num_layers, int num_heads, int num_kv_heads,
               int head_dim, const std::string& kv_format, std::optional<SparseRule> sparse) {
-             new (self) Program(kernels_named(isa), team, {max_rows, code_bytes, has_bf16_prompts, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+             new (self) Program(kernels_named(isa), pool, {max_rows, code_bytes, has_bf16_prompts, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
                                                            kv_format_named(kv_format), sparse.value_or(SparseRule{})});
            },
-           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("has_bf16_prompts"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("isa"), nb::arg("pool"), nb::kw_only(), nb::arg("max_rows"), nb::arg("code_bytes"), nb::arg("has_bf16_prompts"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none(), nb::keep_alive<1, 3>())
       .def("add_weight", [](Program& p, const PackedWeight& w) { return p.add_weight(w.arena, w.weight); })
       .def("add_vector", [](Program& p, const Floats& values) { return p.add_vector(values.data(), static_cast<int>(values.size())); })
       .def("add_buffer", &Program::add_buffer, nb::arg("columns"), nb::arg("is_local") = false)
-      .def("begin_phase", &Program::begin_phase, nb::arg("kind"), nb::arg("over_wanted"))
+      .def("begin_phase", &Program::begin_phase, nb::arg("kind"), nb::arg("over_logit_rows"))
       .def("begin_job", &Program::begin_job)
       .def("add",
            [](Program& p, Op op, int out, int a, int b, int weight, int vector, int layer, float factor) {
@@ -403,22 +403,22 @@ NB_MODULE(_native, m) {
       .def("randomize", &randomize, nb::arg("pages"), nb::arg("seed"));
 
   // For custom operations of graphs, see custom_ops.h: an address is valid as long as its object.
-  nb::class_<SharedTeam>(m, "SharedTeam").def(nb::init<int>(), nb::arg("members"));
+  nb::class_<SharedThreadPool>(m, "SharedThreadPool").def(nb::init<int>(), nb::arg("workers"));
   nb::class_<WeightHandle>(m, "WeightHandle")
       .def("__init__",
-           [](WeightHandle* self, const std::string& isa, const std::shared_ptr<SharedTeam>& team, const PackedWeight& packed) {
-             new (self) WeightHandle(kernels_named(isa), team, packed.arena, packed.weight);
+           [](WeightHandle* self, const std::string& isa, const std::shared_ptr<SharedThreadPool>& pool, const PackedWeight& packed) {
+             new (self) WeightHandle(kernels_named(isa), pool, packed.arena, packed.weight);
            },
-           nb::arg("isa"), nb::arg("team"), nb::arg("packed"))
+           nb::arg("isa"), nb::arg("pool"), nb::arg("packed"))
       .def_prop_ro("address", [](const WeightHandle& handle) { return reinterpret_cast<int64_t>(&handle); });
   nb::class_<AttentionHandle>(m, "AttentionHandle")
       .def("__init__",
-           [](AttentionHandle* self, const std::string& isa, const std::shared_ptr<SharedTeam>& team, int max_rows, int num_pages, int num_layers, int num_heads,
+           [](AttentionHandle* self, const std::string& isa, const std::shared_ptr<SharedThreadPool>& pool, int max_rows, int num_pages, int num_layers, int num_heads,
               int num_kv_heads, int head_dim, const std::string& kv_format, std::optional<SparseRule> sparse) {
-             new (self) AttentionHandle(kernels_named(isa), team, {max_rows, 0, false, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
+             new (self) AttentionHandle(kernels_named(isa), pool, {max_rows, 0, false, num_pages, num_layers, num_kv_heads, head_dim, num_heads / num_kv_heads,
                                                                    kv_format_named(kv_format), sparse.value_or(SparseRule{})});
            },
-           nb::arg("isa"), nb::arg("team"), nb::kw_only(), nb::arg("max_rows"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
+           nb::arg("isa"), nb::arg("pool"), nb::kw_only(), nb::arg("max_rows"), nb::arg("num_pages"), nb::arg("num_layers"), nb::arg("num_heads"),
            nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("kv_format"), nb::arg("sparse").none())
       .def_prop_ro("address", [](const AttentionHandle& handle) { return reinterpret_cast<int64_t>(&handle); })
       .def_prop_ro("kv_bytes", [](AttentionHandle& handle) { return handle.program().kv_bytes(); })

@@ -41,11 +41,11 @@ constexpr int kTaskTiles = 8, kRowsPerTask = 128;  // as large as the tasks of t
 
 }  // namespace
 
-WeightHandle::WeightHandle(const Kernels& kernels, std::shared_ptr<SharedTeam> team, std::shared_ptr<const Arena> arena, const Weight& weight)
-    : kernels_(kernels), team_(std::move(team)), arena_(std::move(arena)), weight_(weight) {}
+WeightHandle::WeightHandle(const Kernels& kernels, std::shared_ptr<SharedThreadPool> pool, std::shared_ptr<const Arena> arena, const Weight& weight)
+    : kernels_(kernels), pool_(std::move(pool)), arena_(std::move(arena)), weight_(weight) {}
 
 void WeightHandle::multiply(const float* x, int num_rows, float* out) {
-  const std::lock_guard lock(team_->mutex);
+  const std::lock_guard lock(pool_->mutex);
   const size_t columns = weight_.columns, stride = round_up(columns, kTileRows), out_columns = weight_.rows, out_stride = round_up(out_columns, kTileRows);
   if (stride != columns) {
     padded_x_.assign(stride * num_rows, 0);
@@ -55,9 +55,9 @@ void WeightHandle::multiply(const float* x, int num_rows, float* out) {
   if (out_stride != out_columns) padded_out_.resize(out_stride * num_rows);
   float* result = out_stride != out_columns ? padded_out_.data() : out;
   const Rows rows{x, stride, weight_.columns, {}};
-  const int tiles = weight_.num_tiles(), members = team_->team.size();
-  team_->team.run([&](int member) {  // contiguous shares, so that each thread reads its weights as one stream
-    const int first = static_cast<int>(int64_t{tiles} * member / members), last = static_cast<int>(int64_t{tiles} * (member + 1) / members);
+  const int tiles = weight_.num_tiles(), workers = pool_->pool.size();
+  pool_->pool.run([&](int worker) {  // contiguous shares, so that each thread reads its weights as one stream
+    const int first = static_cast<int>(int64_t{tiles} * worker / workers), last = static_cast<int>(int64_t{tiles} * (worker + 1) / workers);
     for (int tile = first; tile < last; tile += kTaskTiles) {
       const int end = std::min(tile + kTaskTiles, last);
       for (int row = 0; row < num_rows; row += kRowsPerTask)
@@ -74,9 +74,9 @@ bool WeightHandle::look_up(const int32_t* tokens, int num_tokens, float* out) co
   return true;
 }
 
-AttentionHandle::AttentionHandle(const Kernels& kernels, std::shared_ptr<SharedTeam> team, const Program::Options& options)
-    : team_(std::move(team)),
-      program_(kernels, team_->team, options),
+AttentionHandle::AttentionHandle(const Kernels& kernels, std::shared_ptr<SharedThreadPool> pool, const Program::Options& options)
+    : pool_(std::move(pool)),
+      program_(kernels, pool_->pool, options),
       queries_(program_.add_buffer(query_columns())),
       keys_(program_.add_buffer(key_columns())),
       values_(program_.add_buffer(key_columns())),
@@ -94,8 +94,8 @@ void AttentionHandle::add_layer(int layer) {
   program_.add({.op = Op::store_keys, .a = keys_, .layer = layer});
   program_.add({.op = Op::store_values, .a = values_, .layer = layer});
   if (options().sparse.is_on()) {
-    add_task(Op::compress, -1, keys_);
-    add_task(Op::select, -1, queries_);
+    add_task(Op::compress_keys, -1, keys_);
+    add_task(Op::select_blocks, -1, queries_);
   }
   add_task(Op::attend, out_, queries_);
   program_.begin_phase(PhaseKind::rows, false);
@@ -103,7 +103,7 @@ void AttentionHandle::add_layer(int layer) {
 }
 
 void AttentionHandle::attend(int layer, const StepView& step, const float* queries, const float* keys, const float* values, float* out) {
-  const std::lock_guard lock(team_->mutex);
+  const std::lock_guard lock(pool_->mutex);
   for (int i = 0; i < step.num_tokens; ++i) {
     std::copy_n(queries + static_cast<size_t>(query_columns()) * i, query_columns(), program_.row(queries_, i));
     std::copy_n(keys + static_cast<size_t>(key_columns()) * i, key_columns(), program_.row(keys_, i));

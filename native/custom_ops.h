@@ -13,16 +13,16 @@
 
 namespace minicpm4 {
 
-// A team whose users take turns: a framework calls from whatever thread it likes.
-struct SharedTeam {
-  explicit SharedTeam(int members) : team(members) {}
-  Team team;
+// A pool whose users take turns: a framework calls from whatever thread it likes.
+struct SharedThreadPool {
+  explicit SharedThreadPool(int workers) : pool(workers) {}
+  ThreadPool pool;
   std::mutex mutex;
 };
 
 class WeightHandle {
  public:
-  WeightHandle(const Kernels& kernels, std::shared_ptr<SharedTeam> team, std::shared_ptr<const Arena> arena, const Weight& weight);
+  WeightHandle(const Kernels& kernels, std::shared_ptr<SharedThreadPool> pool, std::shared_ptr<const Arena> arena, const Weight& weight);
 
   int rows() const { return weight_.rows; }
   int columns() const { return weight_.columns; }
@@ -34,7 +34,7 @@ class WeightHandle {
 
  private:
   const Kernels& kernels_;
-  const std::shared_ptr<SharedTeam> team_;
+  const std::shared_ptr<SharedThreadPool> pool_;
   const std::shared_ptr<const Arena> arena_;
   const Weight weight_;
   std::vector<float> padded_x_, padded_out_;
@@ -43,7 +43,7 @@ class WeightHandle {
 // The attention of all layers over one paged cache, as a program of which a call runs one layer.
 class AttentionHandle {
  public:
-  AttentionHandle(const Kernels& kernels, std::shared_ptr<SharedTeam> team, const Program::Options& options);
+  AttentionHandle(const Kernels& kernels, std::shared_ptr<SharedThreadPool> pool, const Program::Options& options);
 
   int query_columns() const { return options().num_kv_heads * options().group_heads * options().head_dim; }
   int key_columns() const { return options().num_kv_heads * options().head_dim; }
@@ -56,7 +56,7 @@ class AttentionHandle {
  private:
   void add_layer(int layer);
 
-  const std::shared_ptr<SharedTeam> team_;
+  const std::shared_ptr<SharedThreadPool> pool_;
   Program program_;
   const int queries_, keys_, values_, out_;  // buffers
   int phases_per_layer_ = 0;

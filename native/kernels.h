@@ -76,16 +76,16 @@ struct KvLayer {
   float* value_scales(int page) const { return reinterpret_cast<float*>(value_page(page) + scales_at()); }
 };
 
-// Compressed keys, the kernels: each the mean of `size` keys in a row, one beginning every `stride` tokens. A kernel is kept beside the page
-// of its last token, where there are `places`; with a stride of several pages, only every so many of them has a kernel.
-struct KernelShape {
+// Compressed keys: each the mean of `size` keys in a row, one beginning every `stride` tokens. It is kept beside the page
+// of its last token, where there are `places`; with a stride of several pages, only every so many of them has one.
+struct CompressedShape {
   int size, stride;
 
   int count(int num_tokens) const { return num_tokens < size ? 0 : (num_tokens - size) / stride + 1; }
   bool ends_at(int position) const { return position + 1 >= size && (position + 1 - size) % stride == 0; }
   int places() const { return stride < kPageTokens ? kPageTokens / stride : 1; }
   int place(int last_token) const { return last_token % kPageTokens / stride; }
-  // All places of a sequence in their order are its entries; a kernel's is its number plus `before`.
+  // All places of a sequence in their order are its entries; a compressed key's is its number plus `before`.
   int before() const { return size / stride - 1; }
   // Which page of the sequence has the entries from number * places on.
   int page_at(int number) const { return stride > kPageTokens ? (number + 1) * (stride / kPageTokens) - 1 : number; }
@@ -99,8 +99,8 @@ struct SparseRule {
   int max_blocks() const { return init_blocks + local_blocks + best_blocks; }
   bool is_on() const { return max_blocks() > 0; }
   bool is_sparse(int position) const { return is_on() && position + 1 > dense_len; }
-  KernelShape fine() const { return {kernel_size, kernel_stride}; }
-  KernelShape coarse() const { return {4 * kernel_size, 4 * kernel_stride}; }  // COARSE of minicpm4/model/sparse.py
+  CompressedShape fine() const { return {kernel_size, kernel_stride}; }
+  CompressedShape coarse() const { return {4 * kernel_size, 4 * kernel_stride}; }  // COARSE of minicpm4/model/sparse.py
   bool completes(bool is_coarse, int position) const { return is_on() && (is_coarse ? has_coarse_lse && coarse().ends_at(position) : fine().ends_at(position)); }
   int first_local(int position) const { return position / kPageTokens - local_blocks + 1; }  // may be negative
   int num_blocks(int position) const {
@@ -109,14 +109,14 @@ struct SparseRule {
   }
 };
 
-// One layer's kernels of a shape, in the cache's format: of a page and kv head [padded head dim][places], of int8
+// One layer's compressed keys of a shape, in the cache's format: of a page and kv head [padded head dim][places], of int8
 // [head dim / 4][places][4], then its scales [places]. Heads come before pages, so that those of a sequence lie together.
-struct KernelLayer {
+struct CompressedLayer {
   uint8_t* data;
   int num_pages;
   KvFormat format;
   int padded_dim;
-  KernelShape shape;
+  CompressedShape shape;
 
   size_t scales_at() const { return shape.places() * padded_dim * element_bytes_of(format); }
   size_t head_bytes() const { return scales_at() + (format == KvFormat::int8 ? shape.places() * sizeof(float) : 0); }
@@ -127,9 +127,9 @@ struct KernelLayer {
 // What a layer's rows choose their blocks by; coarse: not looked at without has_coarse_lse.
 struct SparseLayer {
   SparseRule rule;
-  KernelLayer fine, coarse;
+  CompressedLayer fine, coarse;
 
-  const KernelLayer& kernels(bool is_coarse) const { return is_coarse ? coarse : fine; }
+  const CompressedLayer& compressed(bool is_coarse) const { return is_coarse ? coarse : fine; }
 };
 
 // What sparse rows attend to with one kv head: list(row) has count(row) blocks, ascending, of at most max_blocks. The lists of neighbouring rows
@@ -146,7 +146,7 @@ struct BlockLists {
 // which is alone in its task, over that part of the blocks that it attends to; or of several sparse rows, each over all of its own, of which
 // `lists` tells: then blocks and partial are null and first_page is 0.
 //
-// The cache is read in stretches of kStretchPages. Each is attended to by itself and then merged with those before it, in
+// The cache is read in splits of kSplitPages. Each is attended to by itself and then merged with those before it, in
 // order, so that a row's result is the same whether one thread reads all of them or several share them.
 struct AttendTask {
   const float* queries;      // [rows][stride], all heads
@@ -160,7 +160,7 @@ struct AttendTask {
   int kv_head, group_heads;  // query heads of this kv head
   int code_bytes;            // of activations, 0 for none: with an int8 cache, queries get codes too
   float* scratch;            // attend_scratch_floats; with lists sparse_scratch_floats, to select select_scratch_floats
-  float* partial;            // where the stretch goes if it is one of several of a single row: [group_heads][partial_floats]; or null
+  float* partial;            // where the split goes if it is one of several of a single row: [group_heads][partial_floats]; or null
   BlockLists lists = {};     // of several sparse rows, whose last_page is of the sequence
 
   int block(int index) const { return blocks ? blocks[index] : index; }
@@ -170,7 +170,7 @@ struct AttendTask {
   }
 };
 
-constexpr int kStretchPages = 16;
+constexpr int kSplitPages = 16;
 
 // A partial result of one (row, head): sums of weighted values [padded dim], sums of weights [16], largest score.
 constexpr size_t partial_floats(int padded_dim) { return padded_dim + 32; }
@@ -191,12 +191,12 @@ using PeakFunction = double (*)(size_t rounds);
 // through it kSelectTogether at a time.
 constexpr int kSelectRows = 16, kSelectTogether = 2;
 constexpr size_t kGatheredBytes = 2 << 20;
-// Places for the kernels of so many pages, in whole pages of 64; floats from one pair's scores of them to the next one's, a page more, so that
-// they do not compete for the same cache lines; and the memory that `select` needs. places: of a page's kernels.
+// Places for the compressed keys of so many pages, in whole pages of 64; floats from one pair's scores of them to the next one's, a page more, so that
+// they do not compete for the same cache lines; and the memory that `select` needs. places: of a page.
 constexpr size_t select_entries(int num_pages, int places) { return round_up(static_cast<size_t>(num_pages) * places, kPageTokens); }
 constexpr size_t select_stride(int num_pages, int places) { return select_entries(num_pages, places) + kPageTokens; }
 inline size_t gathered_page_floats(const KvLayer& layer) { return layer.head_elements() * layer.element_bytes() / sizeof(float) + kPageTokens; }
-// Pages of gathered kernels, fine and coarse.
+// Pages of gathered compressed keys, fine and coarse.
 inline size_t gathered_pages(const SparseRule& rule, int num_pages) {
   return (select_entries(num_pages, rule.fine().places()) + (rule.has_coarse_lse ? select_entries(num_pages, rule.coarse().places()) : 0)) / kPageTokens;
 }
@@ -237,11 +237,11 @@ struct Kernels {
   void (*store_keys)(const KvLayer& layer, const float* row, int first_head, int last_head, int slot);
   void (*store_values)(const KvLayer& layer, const float* row, int first_head, int last_head, int slot);
   void (*attend)(const KvLayer& layer, const AttendTask& task);
-  // Puts the partial results of `count` stretches, `stride` floats apart, together into out[head_dim].
-  void (*merge_stretches)(const float* partials, size_t stride, int count, int head_dim, float* out);
+  // Puts the partial results of `count` splits, `stride` floats apart, together into out[head_dim].
+  void (*merge_splits)(const float* partials, size_t stride, int count, int head_dim, float* out);
 
-  // The kernel that ends with a token of the sequence, from its keys as they are stored; scratch: a head's floats.
-  void (*compress)(const KvLayer& layer, const KernelLayer& kernels, const int32_t* pages, int last_token, float* scratch);
+  // The compressed key that ends with a token of the sequence, from its keys as they are stored; scratch: a head's floats.
+  void (*compress)(const KvLayer& layer, const CompressedLayer& compressed, const int32_t* pages, int last_token, float* scratch);
   // The blocks, ascending, that each of the task's rows attends to. num_pages: of its sequence, at least up to the last row.
   // The task's scratch: select_scratch_floats.
   void (*select)(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, int num_pages, const BlockLists& lists);

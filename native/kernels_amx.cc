@@ -33,7 +33,7 @@ namespace minicpm4 {
 const Kernels* kernels_amx() {
   using namespace ISA;
   static constexpr Kernels table = {kName, multiply_by_matrices, multiply_bf16, round_to_bf16, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys,
-                                    store_values, attend_by_matrices, merge_stretches, compress, select_by_matrices, read_all, peak_matrices<false>, peak_f32,
+                                    store_values, attend_by_matrices, merge_splits, compress, select_by_matrices, read_all, peak_matrices<false>, peak_f32,
                                     peak_matrices<true>};
   return &table;
 }

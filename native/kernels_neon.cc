@@ -26,7 +26,7 @@ namespace minicpm4 {
 const Kernels* kernels_neon() {
   using namespace ISA;
   static constexpr Kernels table = {kName, multiply, nullptr, nullptr, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
-                                    attend, merge_stretches, compress, select, read_all, peak_int8, peak_f32, nullptr};
+                                    attend, merge_splits, compress, select, read_all, peak_int8, peak_f32, nullptr};
   return &table;
 }
 }  // namespace minicpm4

@@ -24,7 +24,7 @@ namespace minicpm4 {
 const Kernels* kernels_neon_i8mm() {
   using namespace ISA;
   static constexpr Kernels table = {kName, multiply, nullptr, nullptr, quantize, rms_norm, add_scaled, scale, swiglu, rope, store_keys, store_values,
-                                    attend, merge_stretches, compress, select, read_all};
+                                    attend, merge_splits, compress, select, read_all};
   return &table;
 }
 }  // namespace minicpm4

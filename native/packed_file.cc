@@ -46,12 +46,12 @@ void read_piece(int file, size_t offset, uint8_t* data, size_t count) {
 
 // The checksums of all pieces put together; prepare(at, size) comes before a piece is summed, on the same thread.
 template <class Prepare>
-uint64_t sum_pieces(Team& team, const uint8_t* data, size_t count, Prepare prepare) {
-  const size_t num_pieces = (count + kPiece - 1) / kPiece;
-  std::vector<uint64_t> sums(num_pieces);
+uint64_t sum_pieces(ThreadPool& pool, const uint8_t* data, size_t count, Prepare prepare) {
+  const size_t num_ranges = (count + kPiece - 1) / kPiece;
+  std::vector<uint64_t> sums(num_ranges);
   std::atomic<size_t> next{0};
-  team.run([&](int) {
-    for (size_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < num_pieces;) {
+  pool.run([&](int) {
+    for (size_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < num_ranges;) {
       const size_t at = piece * kPiece, size = std::min(kPiece, count - at);
       prepare(at, size);
       sums[piece] = sum_piece(data + at, size);
@@ -64,17 +64,17 @@ uint64_t sum_pieces(Team& team, const uint8_t* data, size_t count, Prepare prepa
 
 }  // namespace
 
-uint64_t checksum(Team& team, const uint8_t* data, size_t count) {
-  return sum_pieces(team, data, count, [](size_t, size_t) {});
+uint64_t checksum(ThreadPool& pool, const uint8_t* data, size_t count) {
+  return sum_pieces(pool, data, count, [](size_t, size_t) {});
 }
 
-uint64_t read_and_sum(Team& team, int file, size_t offset, uint8_t* data, size_t count) {
+uint64_t read_and_sum(ThreadPool& pool, int file, size_t offset, uint8_t* data, size_t count) {
   std::atomic<bool> is_broken{false};
   std::string problem;
-  const uint64_t sum = sum_pieces(team, data, count, [&](size_t at, size_t size) {
+  const uint64_t sum = sum_pieces(pool, data, count, [&](size_t at, size_t size) {
     try {
       read_piece(file, offset + at, data + at, size);
-    } catch (const std::runtime_error& error) {  // an exception must not leave a thread of the team
+    } catch (const std::runtime_error& error) {  // an exception must not leave a thread of the pool
       if (!is_broken.exchange(true)) problem = error.what();
     }
   });

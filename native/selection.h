@@ -1,5 +1,5 @@
 // InfLLM v2: which blocks of 64 tokens a row attends to. The rule, with its source, is minicpm4/model/sparse.py; here are its numbers
-// for some rows of a sequence and one kv head. Compressed keys, the kernels, are scored as keys are: 64 of them are brought into the order of
+// for some rows of a sequence and one kv head. Compressed keys are scored as keys are: 64 of them are brought into the order of
 // a page. What a row chooses does not depend on which others choose with it. Included once for each instruction set.
 #pragma once
 
@@ -7,10 +7,10 @@
 
 namespace minicpm4::ISA {
 
-// The mean of a kernel's keys as they are stored, added up token by token, into its place.
+// The mean of a compressed key's keys as they are stored, added up token by token, into its place.
 template <class Cache>
-void compress_kernel(const KvLayer& layer, const KernelLayer& kernels, const int32_t* pages, int last_token, float* mean) {
-  const int head_dim = layer.head_dim, size = kernels.shape.size, places = kernels.shape.places(), place = kernels.shape.place(last_token);
+void compress_key(const KvLayer& layer, const CompressedLayer& compressed, const int32_t* pages, int last_token, float* mean) {
+  const int head_dim = layer.head_dim, size = compressed.shape.size, places = compressed.shape.places(), place = compressed.shape.place(last_token);
   for (int head = 0; head < layer.num_kv_heads; ++head) {
     for (int d = 0; d < head_dim; ++d) mean[d] = 0;
     for (int token = last_token - size + 1; token <= last_token; ++token) {
@@ -20,19 +20,19 @@ void compress_kernel(const KvLayer& layer, const KernelLayer& kernels, const int
       for (int d = 0; d < head_dim; ++d) mean[d] += Cache::one(keys[key_at<Cache>(d, at)]) * scale;
     }
     for (int d = 0; d < head_dim; ++d) mean[d] *= 1.0f / static_cast<float>(size);
-    uint8_t* stored = kernels.page(pages[last_token / kPageTokens], head);
+    uint8_t* stored = compressed.page(pages[last_token / kPageTokens], head);
     auto* elements = reinterpret_cast<typename Cache::Element*>(stored);
-    store_heads<Cache>(head_dim, mean, 0, 1, place, kernels.scales(stored),
+    store_heads<Cache>(head_dim, mean, 0, 1, place, compressed.scales(stored),
                        [&](size_t, int d) { return elements + (static_cast<size_t>(d / Cache::pack) * places + place) * Cache::pack + d % Cache::pack; });
   }
 }
 
-inline void compress(const KvLayer& layer, const KernelLayer& kernels, const int32_t* pages, int last_token, float* scratch) {
-  with_cache(layer.format, [&](auto cache) { compress_kernel<decltype(cache)>(layer, kernels, pages, last_token, scratch); });
+inline void compress(const KvLayer& layer, const CompressedLayer& compressed, const int32_t* pages, int last_token, float* scratch) {
+  with_cache(layer.format, [&](auto cache) { compress_key<decltype(cache)>(layer, compressed, pages, last_token, scratch); });
 }
 
 // Kernels in the order of pages of keys, each page with its scales behind it: all that a task's rows see, or those at hand alone.
-struct GatheredKernels {
+struct GatheredKeys {
   uint8_t* data;
   size_t page_bytes;
   bool is_kept;
@@ -44,7 +44,7 @@ struct GatheredKernels {
 // What select works in, carved out of its scratch memory.
 struct SelectScratch {
   float* attend;    // codes of the queries
-  GatheredKernels fine, coarse;
+  GatheredKeys fine, coarse;
   float* shares;    // [pairs of the rows at hand][stride]
   float* scores;    // [entries], then of blocks; two pages more, for vectors at the end
   float* largest;   // [pairs]: what shares are relative to, a logarithm to base 2 ...
@@ -65,14 +65,14 @@ struct SelectScratch {
   }
 };
 
-// The kernels beside pages [first, last) of those of a sequence that have some, at most 64 of them, in the order of a page of keys.
+// The compressed keys beside pages [first, last) of those of a sequence that have some, at most 64 of them, in the order of a page of keys.
 template <class Cache, int places>
-void gather_kernels(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int first, int last, uint8_t* gathered, float* scales) {
+void gather_compressed(const KvLayer& layer, const CompressedLayer& compressed, const AttendTask& task, int first, int last, uint8_t* gathered, float* scales) {
   constexpr size_t run = sizeof(typename Cache::Element) * Cache::pack;
   const int chunks = layer.padded_dim() / Cache::pack;
-  const size_t bytes = kernels.head_bytes(), scales_at = kernels.scales_at();
-  const uint8_t* of_head = kernels.page(0, task.kv_head);
-  const auto page_at = [&](int p) { return of_head + bytes * task.pages[kernels.shape.page_at(p)]; };
+  const size_t bytes = compressed.head_bytes(), scales_at = compressed.scales_at();
+  const uint8_t* of_head = compressed.page(0, task.kv_head);
+  const auto page_at = [&](int p) { return of_head + bytes * task.pages[compressed.shape.page_at(p)]; };
   for (int p = first; p < last; ++p) {
     const uint8_t* stored = page_at(p);
     if (p + 4 < last) for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(page_at(p + 4) + line);
@@ -82,25 +82,25 @@ void gather_kernels(const KvLayer& layer, const KernelLayer& kernels, const Atte
   }
 }
 
-// The kernels of one page in that order, of the first num_entries.
+// The compressed keys of one page in that order, of the first num_entries.
 template <class Cache>
-void gather_page(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_entries, const GatheredKernels& gathered, int number) {
-  const int num_places = kernels.shape.places(), together = kPageTokens / num_places, num_pages = (num_entries + num_places - 1) / num_places;
+void gather_page(const KvLayer& layer, const CompressedLayer& compressed, const AttendTask& task, int num_entries, const GatheredKeys& gathered, int number) {
+  const int num_places = compressed.shape.places(), together = kPageTokens / num_places, num_pages = (num_entries + num_places - 1) / num_places;
   const int first = number * together, last = first + together < num_pages ? first + together : num_pages;
   unroll<7>([&](auto i) {
     constexpr int places = 1 << i;
-    if (num_places == places) gather_kernels<Cache, places>(layer, kernels, task, first, last, gathered.page(number), gathered.scales(number));
+    if (num_places == places) gather_compressed<Cache, places>(layer, compressed, task, first, last, gathered.page(number), gathered.scales(number));
   });
 }
 
-// Scores of the kernels at the first num_entries places against all pairs of the task, into shares.
+// Scores of the compressed keys at the first num_entries places against all pairs of the task, into shares.
 template <class Math>
-void score_kernels(const KvLayer& layer, const KernelLayer& kernels, const AttendTask& task, int num_entries, const GatheredKernels& gathered, const SelectScratch& scratch) {
+void score_compressed(const KvLayer& layer, const CompressedLayer& compressed, const AttendTask& task, int num_entries, const GatheredKeys& gathered, const SelectScratch& scratch) {
   using Cache = typename Math::Cache;
   const QueryCode* codes = reinterpret_cast<const QueryCode*>(scratch.attend);
   const int count = (task.last_row - task.first_row) * task.group_heads;
   for (int number = 0; number * kPageTokens < num_entries; ++number) {
-    if (!gathered.is_kept) gather_page<Cache>(layer, kernels, task, num_entries, gathered, number);
+    if (!gathered.is_kept) gather_page<Cache>(layer, compressed, task, num_entries, gathered, number);
     const PageData<Cache> page{reinterpret_cast<const typename Cache::Element*>(gathered.page(number)), nullptr, gathered.scales(number), nullptr};
     int i = 0, r = task.first_row, head = 0;
     const auto run = [&](auto rows) {
@@ -154,13 +154,13 @@ inline float weigh_scores(float* scores, int last, float largest) {
   return sum(total);
 }
 
-// What the heads' shares of coarse kernels are divided by, whose scores lie for a while where those of the fine ones will. NaN, and not looked
+// What the heads' shares of coarse compressed keys are divided by, whose scores lie for a while where those of the fine ones will. NaN, and not looked
 // at, of a row that sees none.
 template <class Math>
 void weigh_coarse(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, const SelectScratch& scratch) {
-  const KernelShape coarse = sparse.rule.coarse();
+  const CompressedShape coarse = sparse.rule.coarse();
   const auto last_of = [&](int row) { return coarse.before() + coarse.count(task.positions[row] + 1); };
-  score_kernels<Math>(layer, sparse.coarse, task, last_of(task.last_row - 1), scratch.coarse, scratch);
+  score_compressed<Math>(layer, sparse.coarse, task, last_of(task.last_row - 1), scratch.coarse, scratch);
   for (int row = task.first_row, pair = 0; row < task.last_row; ++row) {
     for (int h = 0; h < task.group_heads; ++h, ++pair) {
       float* shares = scratch.shares + pair * scratch.stride;
@@ -172,7 +172,7 @@ void weigh_coarse(const KvLayer& layer, const SparseLayer& sparse, const AttendT
 
 // The rule's step 2 for one row of those at hand, into scores: the heads' shares, added up. Zeros follow. Where one is NaN, zero.
 inline void add_shares(const SparseRule& rule, const AttendTask& task, int row, const SelectScratch& scratch) {
-  const KernelShape fine = rule.fine();
+  const CompressedShape fine = rule.fine();
   const bool is_exact = !rule.has_coarse_lse || rule.coarse().count(task.positions[row] + 1) == 0;
   const int last = fine.before() + fine.count(task.positions[row] + 1), first_pair = (row - task.first_row) * task.group_heads;
   float *shares = scratch.shares + first_pair * scratch.stride, *inverse = scratch.inverse + first_pair;
@@ -189,9 +189,9 @@ inline void add_shares(const SparseRule& rule, const AttendTask& task, int row, 
   }
 }
 
-// Scores of blocks [first, first + count) from those of the kernels that touch them, before which zeros count; both in `scores`. A block's
-// kernels begin with the one that ends first in it.
-inline void pool_blocks(const KernelShape& fine, int first, int count, int num_entries, float* scores) {
+// Scores of blocks [first, first + count) from those of the compressed keys that touch them, before which zeros count; both in `scores`. A block's
+// compressed keys begin with the one that ends first in it.
+inline void pool_blocks(const CompressedShape& fine, int first, int count, int num_entries, float* scores) {
   const int places = fine.places(), width = places + fine.before(), from = first * places, to = from + count * places;
   for (int i = 0; i < fine.before(); ++i) scores[i] = 0;
   for (int i = static_cast<int>(round_up(num_entries, 16)); i < to + width + 16; i += 16) store(scores + i, broadcast(0.0f));
@@ -239,7 +239,7 @@ inline int choose_blocks(const SparseRule& rule, int position, const float* scor
 template <class Math>
 void select_some(const KvLayer& layer, const SparseLayer& sparse, const AttendTask& task, const SelectScratch& scratch, const BlockLists& lists) {
   const SparseRule& rule = sparse.rule;
-  const KernelShape fine = rule.fine();
+  const CompressedShape fine = rule.fine();
   const auto num_entries = [&](int row) { return fine.before() + fine.count(task.positions[row] + 1); };
   const auto num_between = [&](int row) { return rule.first_local(task.positions[row]) - rule.init_blocks; };
   const int last_row = task.last_row - 1;
@@ -247,7 +247,7 @@ void select_some(const KvLayer& layer, const SparseLayer& sparse, const AttendTa
     if constexpr (Math::code_bytes > 0)
       code_queries<Math::code_bytes>(layer, task, (task.last_row - task.first_row) * task.group_heads, reinterpret_cast<QueryCode*>(scratch.attend));
     if (rule.has_coarse_lse && rule.coarse().count(task.positions[last_row] + 1) > 0) weigh_coarse<Math>(layer, sparse, task, scratch);
-    score_kernels<Math>(layer, sparse.fine, task, num_entries(last_row), scratch.fine, scratch);
+    score_compressed<Math>(layer, sparse.fine, task, num_entries(last_row), scratch.fine, scratch);
   }
   for (int row = task.first_row; row < task.last_row; ++row) {
     if (num_between(row) > 0 && rule.best_blocks > 0) {
@@ -263,10 +263,10 @@ void select_rows(const KvLayer& layer, const SparseLayer& sparse, const AttendTa
   const SelectScratch scratch(task.scratch, layer, sparse.rule, task, num_pages);
   const int position = task.positions[task.last_row - 1], num_tokens = position + 1;
   const bool has_choice = sparse.rule.first_local(position) > sparse.rule.init_blocks && sparse.rule.best_blocks > 0;
-  const auto gather = [&](const KernelLayer& kernels, const GatheredKernels& gathered) {
-    const int num_entries = kernels.shape.before() + kernels.shape.count(num_tokens);
+  const auto gather = [&](const CompressedLayer& compressed, const GatheredKeys& gathered) {
+    const int num_entries = compressed.shape.before() + compressed.shape.count(num_tokens);
     for (int number = 0; number * kPageTokens < num_entries; ++number)
-      gather_page<typename Math::Cache>(layer, kernels, task, num_entries, gathered, number);
+      gather_page<typename Math::Cache>(layer, compressed, task, num_entries, gathered, number);
   };
   if (has_choice && scratch.fine.is_kept) {
     gather(sparse.fine, scratch.fine);

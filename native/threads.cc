@@ -30,13 +30,13 @@ inline bool spin_until(Done done) {
   return false;
 }
 
-// Binds the calling thread to the member's core; keeps the former set so that a caller's thread gets it back.
+// Binds the calling thread to the worker's core; keeps the former set so that a caller's thread gets it back.
 class Binding {
  public:
-  Binding(int member, bool is_wanted) {
+  Binding(int worker, bool is_wanted) {
     if (!is_wanted || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
     const int count = CPU_COUNT(&before_);
-    int wanted = member % count;
+    int wanted = worker % count;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (!CPU_ISSET(cpu, &before_) || wanted-- > 0) continue;
       cpu_set_t one;
@@ -70,18 +70,18 @@ void Barrier::wait() {
   while (round_.load(std::memory_order_acquire) == round) round_.wait(round, std::memory_order_acquire);
 }
 
-Team::Team(int members) : size_(members), barrier_(members), process_(getpid()) {
+ThreadPool::ThreadPool(int workers) : size_(workers), barrier_(workers), process_(getpid()) {
   cpu_set_t usable;
-  is_binding_ = sched_getaffinity(0, sizeof usable, &usable) == 0 && CPU_COUNT(&usable) == members;
+  is_binding_ = sched_getaffinity(0, sizeof usable, &usable) == 0 && CPU_COUNT(&usable) == workers;
   try {
-    for (int member = 1; member < members; ++member) threads_->emplace_back([this, member] { serve(member); });
-  } catch (...) {  // the system has no more threads: those that there are must not outlive the team
+    for (int worker = 1; worker < workers; ++worker) threads_->emplace_back([this, worker] { serve(worker); });
+  } catch (...) {  // the system has no more threads: those that there are must not outlive the pool
     close();
     throw;
   }
 }
 
-Team::~Team() {
+ThreadPool::~ThreadPool() {
   if (getpid() == process_) {
     close();
     return;
@@ -91,7 +91,7 @@ Team::~Team() {
   static_cast<void>(wake_.release());
 }
 
-void Team::close() {
+void ThreadPool::close() {
   {
     const std::lock_guard lock(mutex_);
     is_closing_ = true;
@@ -102,9 +102,9 @@ void Team::close() {
   threads_->clear();
 }
 
-void Team::run(const std::function<void(int)>& work) {
+void ThreadPool::run(const std::function<void(int)>& work) {
   if (size_ == 1) return work(0);
-  if (getpid() != process_) throw std::runtime_error("a team of threads does not survive a fork");
+  if (getpid() != process_) throw std::runtime_error("a pool of threads does not survive a fork");
   {
     const std::lock_guard lock(mutex_);
     work_ = &work;
@@ -121,11 +121,11 @@ void Team::run(const std::function<void(int)>& work) {
     for (int left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) unfinished_.wait(left, std::memory_order_acquire);
 }
 
-void Team::serve(int member) {
-  const Binding binding(member, is_binding_);
+void ThreadPool::serve(int worker) {
+  const Binding binding(worker, is_binding_);
   int seen = 0;
   for (;;) {
-    // Spinning first saves a wake-up between the steps of a decode; an idle team is asleep soon after.
+    // Spinning first saves a wake-up between the steps of a decode; an idle pool is asleep soon after.
     if (!spin_until([&] { return call_.load(std::memory_order_acquire) != seen; })) {
       std::unique_lock lock(mutex_);
       wake_->wait(lock, [&] { return call_.load(std::memory_order_acquire) != seen; });
@@ -137,7 +137,7 @@ void Team::serve(int member) {
       if (is_closing_) return;
       work = work_;
     }
-    (*work)(member);
+    (*work)(worker);
     if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
   }
 }

@@ -1,4 +1,4 @@
-// A team of threads that runs one function together and sleeps between calls.
+// A pool of threads that runs one function together and sleeps between calls.
 #pragma once
 
 #include <atomic>
@@ -11,10 +11,10 @@
 
 namespace minicpm4 {
 
-// All members of a team meet here; spins for some microseconds, then sleeps.
+// All workers of a pool meet here; spins for some microseconds, then sleeps.
 class Barrier {
  public:
-  explicit Barrier(int members) : members_(members) {}
+  explicit Barrier(int workers) : members_(workers) {}
   void wait();
 
  private:
@@ -23,22 +23,22 @@ class Barrier {
   alignas(64) std::atomic<int> round_{0};
 };
 
-// The calling thread is member 0. A team with a member for every core that the process may use binds each to one of them while
+// The calling thread is worker 0. A pool with a worker for every core that the process may use binds each to one of them while
 // it works; a smaller one leaves the choice to the system, which knows what else runs.
-class Team {
+class ThreadPool {
  public:
-  explicit Team(int members);  // std::system_error where the system has not so many threads
-  ~Team();
-  Team(const Team&) = delete;
+  explicit ThreadPool(int workers);  // std::system_error where the system has not so many threads
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
 
   int size() const { return size_; }
   Barrier& barrier() { return barrier_; }
 
-  // Calls work(member) on every member and returns when all are done. Not for calling from two threads at once.
+  // Calls work(worker) on every worker and returns when all are done. Not for calling from two threads at once.
   void run(const std::function<void(int)>& work);
 
  private:
-  void serve(int member);
+  void serve(int worker);
   void close();
 
   const int size_;

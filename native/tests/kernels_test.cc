@@ -188,24 +188,24 @@ void round_cache(KvFormat format, int head_dim, std::vector<float>& values) {
   }
 }
 
-// The last row once more, each stretch by itself and then merged: the same to the bit.
+// The last row once more, each split by itself and then merged: the same to the bit.
 void check_stretches(const Kernels& k, const KvLayer& layer, const std::vector<float>& q, const std::vector<float>& out, int stride,
                      const std::vector<int32_t>& positions, const std::vector<int32_t>& pages, int used_pages, int group, int code_bytes) {
   const int dim = layer.padded_dim(), row = static_cast<int>(positions.size()) - 1;
-  const size_t stretch = group * partial_floats(dim);
-  const int count = (used_pages + kStretchPages - 1) / kStretchPages;
-  std::vector<float> partials(count * stretch), scratch(attend_scratch_floats(1, group, dim)), merged(layer.head_dim);
+  const size_t split = group * partial_floats(dim);
+  const int count = (used_pages + kSplitPages - 1) / kSplitPages;
+  std::vector<float> partials(count * split), scratch(attend_scratch_floats(1, group, dim)), merged(layer.head_dim);
   for (int g = 0; g < layer.num_kv_heads; ++g) {
     for (int i = 0; i < count; ++i) {
-      const int first = i * kStretchPages, last = std::min(first + kStretchPages, used_pages);
+      const int first = i * kSplitPages, last = std::min(first + kSplitPages, used_pages);
       k.attend(layer, {q.data(), nullptr, static_cast<size_t>(stride), row, row + 1, positions.data(), pages.data(), nullptr, first, last, g, group, code_bytes,
-                       scratch.data(), &partials[i * stretch]});
+                       scratch.data(), &partials[i * split]});
     }
     for (int h = 0; h < group; ++h) {
-      k.merge_stretches(&partials[h * partial_floats(dim)], stretch, count, layer.head_dim, merged.data());
+      k.merge_splits(&partials[h * partial_floats(dim)], split, count, layer.head_dim, merged.data());
       for (int d = 0; d < layer.head_dim; ++d) {
         const float wanted = out[row * stride + (g * group + h) * layer.head_dim + d];
-        expect(merged[d] == wanted, k.name, "stretches apart and together", merged[d], wanted);
+        expect(merged[d] == wanted, k.name, "splits apart and together", merged[d], wanted);
       }
     }
   }
@@ -321,7 +321,7 @@ void check_attend(const Kernels& k, KvFormat format, int code_bytes, int head_di
 }
 
 // 2^(product with each kernel / sqrt(dim)), of the mean keys of the kernels that the first `length` tokens complete.
-std::vector<double> kernel_weights(const KernelShape& shape, KvFormat format, const std::vector<float>& keys, const float* query, int head_dim, int length) {
+std::vector<double> kernel_weights(const CompressedShape& shape, KvFormat format, const std::vector<float>& keys, const float* query, int head_dim, int length) {
   std::vector<double> weights(shape.count(length));
   for (size_t j = 0; j < weights.size(); ++j) {
     std::vector<float> mean(head_dim);
@@ -352,7 +352,7 @@ struct RandomChoice {
     round_cache(format, head_dim, keys);
     for (int t = 0; t < length; ++t) {
       k.store_keys(layer, &keys[t * head_dim], 0, 1, pages[t / kPageTokens] * kPageTokens + t % kPageTokens);
-      for (const bool is_coarse : {false, true}) if (rule.completes(is_coarse, t)) k.compress(layer, sparse.kernels(is_coarse), pages.data(), t, scratch.data());
+      for (const bool is_coarse : {false, true}) if (rule.completes(is_coarse, t)) k.compress(layer, sparse.compressed(is_coarse), pages.data(), t, scratch.data());
     }
   }
 
@@ -394,7 +394,7 @@ void check_select(const Kernels& k, KvFormat format, int code_bytes, const Spars
   const int num_kernels = rule.fine().count(length);
   std::vector<double> shares(num_kernels);
   for (int h = 0; h < group; ++h) {
-    const auto weights_by = [&](const KernelShape& shape) { return kernel_weights(shape, format, keys, &q[h * head_dim], head_dim, length); };
+    const auto weights_by = [&](const CompressedShape& shape) { return kernel_weights(shape, format, keys, &q[h * head_dim], head_dim, length); };
     const std::vector<double> weights = weights_by(rule.fine()), over = rule.has_coarse_lse && rule.coarse().count(length) > 0 ? weights_by(rule.coarse()) : weights;
     const double total = std::accumulate(over.begin(), over.end(), 0.0);
     for (int j = 0; j < num_kernels; ++j) shares[j] += weights[j] / total;
@@ -465,13 +465,13 @@ void check(const Kernels& k) {
       check_attend(k, format, code_bytes, 6, 1, 1, 1, 1);
       check_attend(k, format, code_bytes, 24, 3, 2, 130, 5);
       check_attend(k, format, code_bytes, 64, 8, 2, 64, 1);
-      check_attend(k, format, code_bytes, 64, 8, 2, 1089, 4);   // two stretches, and rows on both sides of a page's end
+      check_attend(k, format, code_bytes, 64, 8, 2, 1089, 4);   // two splits, and rows on both sides of a page's end
       check_attend(k, format, code_bytes, 128, 16, 1, 140, 3);
       check_attend(k, format, code_bytes, 192, 4, 1, 130, 4);
       check_attend(k, format, code_bytes, 128, 5, 1, 200, 4);  // 20 pairs
       check_attend(k, format, code_bytes, 80, 5, 1, 200, 70);
       check_attend(k, format, code_bytes, 16, 8, 1, 2100, 3);
-      check_attend(k, format, code_bytes, 64, 8, 1, 2112, 3);  // three stretches, the last of one page
+      check_attend(k, format, code_bytes, 64, 8, 1, 2112, 3);  // three splits, the last of one page
       for (const int length : {1, 255, 300, 1023, 2111}) for (const bool has_coarse_lse : {false, true}) {
         check_select(k, format, code_bytes, {32, 16, 1, 2, 3, 0, has_coarse_lse}, 24, 5, length);
         check_select(k, format, code_bytes, {16, 8, 2, 1, 8, 0, has_coarse_lse}, 10, 3, length);

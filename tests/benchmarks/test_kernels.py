@@ -70,7 +70,7 @@ def test_peaks_are_measured(isa: str) -> None:
 
 def test_a_peak_is_of_a_number_that_there_is() -> None:
     with pytest.raises(ValueError, match="a peak is of int8, f32 or bf16"):
-        _native.peak_rate(_native.usable_isas()[0], "int3", _native.Team(1), 1)
+        _native.peak_rate(_native.usable_isas()[0], "int3", _native.ThreadPool(1), 1)
 
 
 def test_defaults_are_what_this_machine_has() -> None:

@@ -196,11 +196,12 @@ def test_names_that_others_write(tmp_path: Path, case: str) -> None:
 
 
 def test_tensors_that_are_no_part_of_the_model_are_said_and_not_used(tmp_path: Path) -> None:
-    extra = {name: np.ones(3, np.float32) for name in ("score.weight", "model.layers.2.mlp.gate_proj.weight", "mtp.fc.weight")}
+    extra = {name: np.ones(3, np.float32) for name in ("score.weight", "model.layers.2.mlp.gate_proj.weight", "mtp.fc.weight", "draft.fc")}
     with open_checkpoint(weights_file(tmp_path / "tiny", tiny_weights() | extra)) as checkpoint:
-        assert checkpoint.warnings == (
-            "tensors that are no part of the model are not used: model.layers.2.mlp.gate_proj.weight, mtp.fc.weight, score.weight",
-        )
+        assert checkpoint.warnings == ("tensors that are no part of the model are not used: score.weight",)
+        names = {group: sorted(tensors) for group, tensors in checkpoint.groups.items()}
+        assert names == {"mtp": ["model.layers.2.mlp.gate_proj.weight", "mtp.fc.weight"], "draft": ["draft.fc"]}
+        np.testing.assert_array_equal(checkpoint.groups["draft"]["draft.fc"].load("draft.fc").data.view(np.float32).ravel(), np.ones(3))
         assert_same_weights(checkpoint)
 
 

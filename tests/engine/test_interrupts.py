@@ -51,7 +51,7 @@ def uses(llm):
     several = PARAMS.replace(n=2)
     return [
         lambda: [answer.text for answer in llm.generate(TEXTS, PARAMS)],
-        lambda: [answer.text for answer in llm.generate(TEXTS[1], several).samples],
+        lambda: [answer.text for answer in llm.generate(TEXTS[1], several).choices],
         lambda: "".join(llm.stream(TEXTS[1], PARAMS)),
         lambda: llm.score(llm.encode(TEXTS[2])).logprobs_N.tolist(),
         left,

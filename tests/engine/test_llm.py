@@ -72,10 +72,10 @@ def test_samples_are_what_their_seeds_give_alone(llm):
     params = SamplingParams(max_tokens=12, temperature=1.2, seed=1, n=3)
     several = llm.generate(["Once upon a time", "Water"], params)
     for prompt, completion in zip(("Once upon a time", "Water"), several, strict=True):
-        assert [sample.text for sample in completion.samples] == [llm.generate(prompt, one).text for one in params.samples]
-        assert len({completion.text, *(other.text for other in completion.others)}) == 3
-        assert completion.samples[0].others == ()
-    assert len(llm.chat(QUESTION, GREEDY.replace(n=2)).samples) == 2
+        assert [sample.text for sample in completion.choices] == [llm.generate(prompt, one).text for one in params.samples]
+        assert len({completion.text, *(other.text for other in completion.other_choices)}) == 3
+        assert completion.choices[0].other_choices == ()
+    assert len(llm.chat(QUESTION, GREEDY.replace(n=2)).choices) == 2
     with pytest.raises(
         RequestError, match=r"a stream is one answer, n is 3; use generate or chat, or a stream for each of params\.samples"
     ):

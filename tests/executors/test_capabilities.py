@@ -147,10 +147,10 @@ def test_torch_tells_its_own_errors_of_memory_from_others() -> None:
 @pytest.mark.parametrize("rows", [1, 16, 50])
 @pytest.mark.parametrize("name", STORAGE_FORMATS)
 def test_a_weight_takes_what_was_planned(name: str, rows: int) -> None:
-    team, storage = _native.Team(1), STORAGE_FORMATS[name]
+    pool, storage = _native.ThreadPool(1), STORAGE_FORMATS[name]
     for columns in (1, 7, 40) if storage.is_dense else (storage.block_elements, 9 * storage.block_elements):
         data = np.zeros((rows, storage.row_bytes(columns)), np.uint8)
-        packed = _native.pack(name, rows, columns, data, team, _native.Arena())
+        packed = _native.pack(name, rows, columns, data, pool, _native.Arena())
         assert backend("native").weight_bytes(name, (rows, columns), None) == packed.nbytes
         for executor in ("reference", "torch"):
             assert backend(executor).weight_bytes(name, (rows, columns), None) == 4 * rows * columns

@@ -13,7 +13,7 @@ from minicpm4.quant import dequantize, quantize
 
 WRONG_INPUTS, WRONG_TOKEN, WRONG_LAYER = 1, 2, 3
 LIBRARY = ctypes.CDLL(_native.__file__)
-TEAM, ARENA, PACKERS = _native.SharedTeam(2), _native.Arena(), _native.Team(1)
+POOL, ARENA, PACKERS = _native.SharedThreadPool(2), _native.Arena(), _native.ThreadPool(1)
 FLUSH_TO_ZERO = 0x8040  # of the control register: what is denormal counts as zero
 
 
@@ -34,7 +34,7 @@ def weight_of(
     """A random weight's handle, and its values."""
     stored = quantize(np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32) * spread, name, name="weight")
     packed = _native.pack(name, rows, columns, stored.data, PACKERS, ARENA)
-    return _native.WeightHandle(isa, TEAM, packed), dequantize(stored)
+    return _native.WeightHandle(isa, POOL, packed), dequantize(stored)
 
 
 def address(handle: object) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 def attention() -> _native.AttentionHandle:
     shape = {"max_rows": 4, "num_pages": 2, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
-    return _native.AttentionHandle(_native.usable_isas()[0], TEAM, kv_format="f32", sparse=None, **shape)
+    return _native.AttentionHandle(_native.usable_isas()[0], POOL, kv_format="f32", sparse=None, **shape)
 
 
 def attend(handle: _native.AttentionHandle, layer: int, **changes: np.ndarray) -> tuple[int, np.ndarray]:

@@ -111,7 +111,7 @@ def test_threads_that_the_system_does_not_give(monkeypatch: pytest.MonkeyPatch) 
     def refuse(members: int) -> None:
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(cpu._native, "SharedTeam", refuse)
+    monkeypatch.setattr(cpu._native, "SharedThreadPool", refuse)
     with pytest.raises(CapacityError, match="the system gives no 2 threads: no more; lower the number of threads"):
         toy_executor("mindspore", CONFIG, toy_weights(CONFIG))
 

@@ -37,7 +37,7 @@ def run_in_child(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_more_threads_than_the_system_gives():
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-    done = run_in_child(f"{limit}from minicpm4 import _native\ntry:\n    _native.Team(1000)\nexcept RuntimeError: print('refused')")
+    done = run_in_child(f"{limit}from minicpm4 import _native\ntry:\n    _native.ThreadPool(1000)\nexcept RuntimeError: print('refused')")
     assert (done.returncode, done.stdout) == (0, "refused\n")
 
 
@@ -45,24 +45,24 @@ def test_a_team_does_not_survive_a_fork():
     code = """
 import os, numpy as np
 from minicpm4 import _native
-team, arena, data = _native.Team(2), _native.Arena(), np.zeros((64, 34), np.uint8)
+pool, arena, data = _native.ThreadPool(2), _native.Arena(), np.zeros((64, 34), np.uint8)
 child = os.fork()
 try:
-    _native.pack("q8_0", 64, 32, data, team, arena)
+    _native.pack("q8_0", 64, 32, data, pool, arena)
 except RuntimeError as error:
     print(error, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """
     done = run_in_child(code)
-    assert (done.returncode, done.stdout) == (0, "a team of threads does not survive a fork\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "a pool of threads does not survive a fork\n"), done.stderr
 
 
 def test_kv_formats_are_looked_up():
     with pytest.raises(ValueError, match="no KV format int3"):
         _native.Program(
             "generic",
-            _native.Team(1),
+            _native.ThreadPool(1),
             max_rows=1,
             code_bytes=1,
             has_bf16_prompts=False,

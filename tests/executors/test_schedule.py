@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm4.executors.native.record import Call, Value
-from minicpm4.executors.native.schedule import Phase, add_encoding, assign_buffers, group_phases, local_values
+from minicpm4.executors.native.schedule import Phase, add_quantization, assign_buffers, group_phases, local_values
 from tests.toy import TOY
 
 WIDTHS = (32, 64)
@@ -29,7 +29,7 @@ class Machine:
 
     def run(self, call, columns=slice(None)):
         """The call on some columns of its result, or of its input if it has none."""
-        if call.op == "encode":
+        if call.op == "quantize":
             codes = self.codes.setdefault(self.place_of(call.inputs[0]), np.full(call.inputs[0].columns, np.nan))
             codes[columns] = self.read(call.inputs[0], columns)
         elif call.op.startswith("store"):
@@ -41,7 +41,7 @@ class Machine:
         a = self.read(call.inputs[0]) if call.inputs else None
         if call.op == "embed":
             return np.linspace(-1, 1, call.out.columns) + call.factor
-        if call.op == "multiply":
+        if call.op == "linear":
             source = self.codes[self.place_of(call.inputs[0])] if call.weight.startswith("low") else a
             return np.sin(source.sum() + np.arange(call.out.columns) * float(call.weight[-2:]))[columns]
         if call.op == "attend":
@@ -75,7 +75,7 @@ def random_program(seed):
 
     def product(value, columns):
         kind = "low" if random.random() < 0.6 else "dense"
-        return emit("multiply", (value,), columns, weight=f"{kind}{random.integers(10, 99)}")
+        return emit("linear", (value,), columns, weight=f"{kind}{random.integers(10, 99)}")
 
     for layer in range(12):
         columns = int(random.choice(WIDTHS))
@@ -100,7 +100,7 @@ def random_program(seed):
         else:
             emit("add_scaled", (x := pick(), pick(x.columns)), x.columns, factor=-0.5)
     product(pick(), 64)
-    return add_encoding(calls, {call.weight for call in calls if call.weight and call.weight.startswith("low")})
+    return add_quantization(calls, {call.weight for call in calls if call.weight and call.weight.startswith("low")})
 
 
 def run_phase(phase: Phase, machine: Machine, random, locals_=()):
@@ -148,6 +148,6 @@ def test_phases_compute_what_the_calls_say(seed):
 @pytest.mark.parametrize(("head_dim", "count"), [(16, 2), (TOY.head_dim, 1)], ids=str)
 def test_heads_that_do_not_fit_tiles_wait_for_their_own_phase(head_dim, count):
     x, rotation, q, turned = (Value(index, 96, False) for index in range(4))
-    calls = [Call("embed", x), Call("embed", rotation), Call("multiply", q, (x,), weight="low10"), Call("rope", turned, (q, rotation))]
+    calls = [Call("embed", x), Call("embed", rotation), Call("linear", q, (x,), weight="low10"), Call("rope", turned, (q, rotation))]
     product = next(phase for phase in group_phases(calls, head_dim=head_dim) if phase.kind == "products")
     assert len(product.calls) == count

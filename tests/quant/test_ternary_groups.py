@@ -34,7 +34,7 @@ def test_every_byte_of_codes_at_every_place_in_every_decoder(group: int) -> None
     blocks = np.concatenate((codes_NB.reshape(256, -1, group // 4), scales_NG[..., None].view(np.uint8)), axis=2)
     tensor = PackedTensor("w", STORAGE_FORMATS[name], (256, columns), blocks.reshape(256, -1))
     np.testing.assert_array_equal(dequantize(tensor), wanted)
-    packed = _native.pack(name, 256, columns, tensor.data, _native.Team(2), _native.Arena())
+    packed = _native.pack(name, 256, columns, tensor.data, _native.ThreadPool(2), _native.Arena())
     np.testing.assert_array_equal(packed.unpack(0, 256), wanted)
     assert packed.nbytes == tensor.nbytes  # what is read for a token is what the file holds
 

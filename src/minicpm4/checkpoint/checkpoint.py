@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +21,7 @@ from minicpm4.checkpoint.mapped import MappedFile, TensorInfo
 from minicpm4.checkpoint.sources import Source, StoredTensor, find_sources
 from minicpm4.errors import CheckpointError
 from minicpm4.model import ModelConfig, PackedTensor
-from minicpm4.model.parameters import EMBEDDING, HEAD, check_parameters, parameter_shapes
+from minicpm4.model.parameters import EMBEDDING, HEAD, check_parameters, group_of, parameter_shapes
 from minicpm4.model.tensors import STORAGE_FORMATS
 
 ROPE_BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # restate the config
@@ -34,7 +35,8 @@ class Checkpoint:
     warnings: sentences for the user. folder: where tokenizer files lie, None for a GGUF file, whose metadata holds them.
     metadata: a GGUF file's, whole (see `gguf.Cursor.value` for its types), None for a folder. generation: plain values and
     lists of them from generation_config.json, unchecked otherwise. sources: by canonical name, in the order of a forward pass.
-    others: files of the model that hold no tensors.
+    others: files of the model that hold no tensors. groups: tensors of `model.parameters.GROUPS` beside the backbone, by group and name; of
+    a folder alone.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Checkpoint:
     generation: Mapping[str, object]
     sources: Mapping[str, Source] = field(repr=False)
     others: tuple[MappedFile, ...] = ()
+    groups: Mapping[str, Mapping[str, Source]] = field(default_factory=dict, repr=False)
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -89,7 +92,8 @@ class Checkpoint:
 
     @cached_property
     def _mapped(self) -> list[MappedFile]:
-        parts = (part.file for source in self.sources.values() for part, _ in source.parts)
+        sources = chain(self.sources.values(), *(group.values() for group in self.groups.values()))
+        parts = (part.file for source in sources for part, _ in source.parts)
         return list({id(file): file for file in (*self.others, *parts)}.values())
 
 
@@ -125,6 +129,7 @@ def open_folder(folder: Path) -> Checkpoint:
         check_same(found[EMBEDDING], found[HEAD])
     ignorable = {name for name in found if name.endswith(ROPE_BUFFERS)} | ({HEAD} if config.has_tied_head else set())
     sources, unused = checked_sources(config, found, ignorable=ignorable)
+    groups, unused = known_groups(config, found, unused)
     return Checkpoint(
         name=folder_name(folder),
         path=folder,
@@ -134,6 +139,7 @@ def open_folder(folder: Path) -> Checkpoint:
         metadata=None,
         generation=generation,
         sources=sources,
+        groups=groups,
     )
 
 
@@ -143,6 +149,18 @@ def with_full_names(found: Mapping[str, Source]) -> dict[str, Source]:
     if EMBEDDING in found or EMBEDDING.removeprefix(prefix) not in found:
         return dict(found)
     return {name if name == HEAD or name.startswith(prefix) else prefix + name: source for name, source in found.items()}
+
+
+def known_groups(config: ModelConfig, found: Mapping[str, Source], unused: Iterable[str]) -> tuple[dict[str, dict[str, Source]], list[str]]:
+    """Of the tensors that the backbone does not use, those of known groups by group, and the names of the others."""
+    groups, others = dict[str, dict[str, Source]](), list[str]()
+    for name in unused:
+        group = group_of(name, config)
+        if group is None:
+            others.append(name)
+        else:
+            groups.setdefault(group, {})[name] = found[name]
+    return groups, others
 
 
 def unused_warning(names: list[str]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ class Completion:
     time_to_first_token: seconds from asking; prefill_seconds: from the start of its own computing to the first token;
     decode_seconds: from the first to the last. blocks_selected, blocks_total, attended_share: of the rows that chose the tokens: means of
     the blocks of 64 tokens that they attended to and of those that there were, and the share of tokens.
-    others: the other samples, where n of the parameters asked for several; `samples` is all of them.
+    other_choices: the other answers, where n of the parameters asked for several; `choices` is all of them.
     """
 
     text: str
@@ -43,12 +43,12 @@ class Completion:
     blocks_selected: float
     blocks_total: float
     attended_share: float
-    others: tuple[Completion, ...] = ()
+    other_choices: tuple[Completion, ...] = ()
 
     @property
-    def samples(self) -> tuple[Completion, ...]:
+    def choices(self) -> tuple[Completion, ...]:
         """This answer and the others, in the order of their seeds."""
-        return (replace(self, others=()), *self.others)
+        return (replace(self, other_choices=()), *self.other_choices)
 
 
 class Answer:
@@ -124,5 +124,5 @@ class Answer:
 
 def check_numbers(completion: Completion) -> None:
     """CheckpointError where the model's arithmetic broke, in any of the samples."""
-    if any(sample.finish_reason == "error" for sample in completion.samples):
+    if any(choice.finish_reason == "error" for choice in completion.choices):
         raise CheckpointError("the model computed logits that are not numbers", hint="check its files with: minicpm4 doctor -m MODEL")

@@ -64,7 +64,7 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continues raw text; a list runs as one batch.
 
-        params: for all prompts, or one for each; where they ask for n samples, each result has n `samples`.
+        params: for all prompts, or one for each; where they ask for n samples, each result has n `choices`.
         add_bos: whether the BOS token goes first; None for the tokenizer's own habit.
         Where the model computes what is not a number, a single prompt is a CheckpointError, and one of a list has the
         finish_reason "error".

@@ -46,7 +46,7 @@ class Call:
         """The answer with its other samples."""
         self.check()
         first, *others = (answer.completion() for answer in self.answers)
-        return replace(first, others=tuple(others))
+        return replace(first, other_choices=tuple(others))
 
     def _take(self, request: RequestHandle, event: Event) -> None:
         answer = self.answers[request.sample]

@@ -23,6 +23,9 @@ LAYER_ROLES = {
     "down": "mlp.down_proj",
 }
 HEAD_NORMS = ("q", "k")
+# Groups of parameters that a checkpoint may hold beside the backbone: multi-token prediction (published as modules
+# of their own, or as layers past the last), drafting heads, adapters.
+GROUPS = {"mtp": r"(model\.)?mtp\.", "draft": r"(model\.)?draft\.", "adapters": r"(model\.)?adapters\."}
 
 
 def layer_parameter(index: int, role: str) -> str:
@@ -82,6 +85,14 @@ def check_parameters(config: ModelConfig, found: Mapping[str, tuple[int, ...]], 
                 f"{name} has shape {tuple(found[name])}, the config asks for {shape}", hint="check that the config belongs to these weights"
             )
     return sorted(leftover - inside)
+
+
+def group_of(name: str, config: ModelConfig) -> str | None:
+    """The group, one of `GROUPS`, of a tensor that is no part of the backbone; None for one that nobody knows."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer is not None and int(layer[1]) >= config.num_layers:
+        return "mtp"
+    return next((group for group, pattern in GROUPS.items() if re.match(pattern, name)), None)
 
 
 def belongs_to_model(name: str, config: ModelConfig) -> bool:

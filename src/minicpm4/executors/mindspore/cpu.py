@@ -90,10 +90,10 @@ class CpuDevice:
     def __init__(self, config: ModelConfig, options: MindSporeOptions, size: CacheSize) -> None:
         use_one_thread()
         isa = choose_isa(options.isa)
-        self.isa, self.team = isa.value, shared_team(options.threads)
+        self.isa, self.pool = isa.value, shared_pool(options.threads)
         self.attention = _native.AttentionHandle(
             isa.value,
-            self.team,
+            self.pool,
             max_rows=size.max_step_tokens,
             num_pages=size.num_pages,
             num_layers=config.num_layers,
@@ -103,7 +103,7 @@ class CpuDevice:
             kv_format=options.kv_format,
             sparse=None if size.sparse is None else native_rule(size.sparse),
         )
-        self.arena, self.packers = _native.Arena(), _native.Team(1)
+        self.arena, self.packers = _native.Arena(), _native.ThreadPool(1)
         self.operation = cache(custom)
         self.handles: list[_native.WeightHandle] = []
         self.config, self.addresses = config, tuple(Tensor([self.attention.address, n], ms.int64) for n in range(config.num_layers))
@@ -122,7 +122,7 @@ class CpuDevice:
             return Tensor(dequantize(tensor))
         rows, columns = tensor.shape
         packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self.packers, self.arena)
-        self.handles.append(_native.WeightHandle(self.isa, self.team, packed))
+        self.handles.append(_native.WeightHandle(self.isa, self.pool, packed))
         address = Tensor([self.handles[-1].address], ms.int64)
         multiply, look_up = self.operation("multiply", rows), self.operation("look_up", columns)
         return CpuMatrix(tensor.shape, address, multiply, look_up, packed.nbytes)
@@ -146,8 +146,8 @@ def use_one_thread() -> None:
     ms.device_context.cpu.op_tuning.threads_num(1)
 
 
-def shared_team(threads: int) -> _native.SharedTeam:
+def shared_pool(threads: int) -> _native.SharedThreadPool:
     try:
-        return _native.SharedTeam(threads)
+        return _native.SharedThreadPool(threads)
     except RuntimeError as error:
         raise CapacityError(f"the system gives no {threads} threads: {error}", hint="lower the number of threads") from error

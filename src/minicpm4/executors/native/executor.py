@@ -16,8 +16,15 @@ from minicpm4.executors.base import BlockMaxima, CacheSize, StepResult, WeightLo
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
 from minicpm4.executors.native.options import CODE_BYTES, NativeOptions
 from minicpm4.executors.native.record import Call, Named, Value, record
-from minicpm4.executors.native.repack_file import Packed, RepackError, read_repack, write_repack
-from minicpm4.executors.native.schedule import Phase, add_encoding, add_peaks, add_scale_to_embedding, assign_buffers, group_phases
+from minicpm4.executors.native.schedule import (
+    Phase,
+    add_block_maxima,
+    add_quantization,
+    add_scale_to_embedding,
+    assign_buffers,
+    group_phases,
+)
+from minicpm4.executors.native.tile_cache import Packed, TileCacheError, read_tiles, write_tiles
 from minicpm4.hardware import Choice
 from minicpm4.model import Model, ModelConfig, Step, assemble
 from minicpm4.model.linear_step import linearize
@@ -33,7 +40,7 @@ BF16_ROWS = 1  # the tag of rows that are multiplied in bfloat16
 
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that so many threads read from memory: the best of several passes over 256 MB."""
-    return float(_native.read_bandwidth(USABLE_ISAS[0], _native.Team(threads), 256 << 20, 5))
+    return float(_native.read_bandwidth(USABLE_ISAS[0], _native.ThreadPool(threads), 256 << 20, 5))
 
 
 class NativeExecutor:
@@ -48,12 +55,12 @@ class NativeExecutor:
         self.warnings: tuple[str, ...] = ()
         self.prompt_numerics = BF16_ROWS if options.prompt_activations == "bf16" else 0
         try:
-            self._team = _native.Team(options.threads)
+            self._pool = _native.ThreadPool(options.threads)
         except RuntimeError as error:
             raise CapacityError(f"the system gives no {options.threads} threads: {error}", hint="lower the number of threads") from error
         self._program = _native.Program(
             isa.value,
-            self._team,
+            self._pool,
             max_rows=cache.max_step_tokens,
             code_bytes=CODE_BYTES[options.activations],
             has_bf16_prompts=options.prompt_activations == "bf16",
@@ -87,7 +94,7 @@ class NativeExecutor:
                     places[name] = self._program.add_vector(dequantize(tensor))
                     return Named(name, tensor.shape)
                 rows, columns = tensor.shape
-                packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._team, arena)
+                packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._pool, arena)
                 matrix = Packed(tensor.format.name, (rows, columns), packed)
             matrices[name] = matrix
             places[name] = self._program.add_weight(matrix.weight)
@@ -100,13 +107,13 @@ class NativeExecutor:
         in_codes = {name for name, form in forms.items() if not form.is_dense and CODE_BYTES[options.activations] > 0}
         has_bf16 = options.prompt_activations == "bf16"
         in_bf16 = {name for name, form in forms.items() if has_bf16 and meets_bf16(form, matrices[name].shape[1])}
-        calls = add_encoding(calls, in_codes | in_bf16)
-        calls = add_peaks(calls, task_columns=self._program.task_columns)
+        calls = add_quantization(calls, in_codes | in_bf16)
+        calls = add_block_maxima(calls, task_columns=self._program.task_columns)
         phases = group_phases(calls, head_dim=self.config.head_dim)
         self._write_program(phases, places, encoded=in_codes, hidden=hidden)
         if options.tile_cache is not None and not kept:
             self._keep(options.tile_cache, matrices)
-        return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "multiply" and call.weight)
+        return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "linear" and call.weight)
 
     def _read_kept(self, path: Path | None) -> Mapping[str, Packed]:
         """The matrices that an earlier load has kept; nothing where there are none, or none that can be trusted."""
@@ -114,8 +121,8 @@ class NativeExecutor:
             return {}
         shapes = {name: shape for name, shape in parameter_shapes(self.config).items() if len(shape) == 2}
         try:
-            kept = read_repack(path, shapes, self._team)
-        except RepackError as error:
+            kept = read_tiles(path, shapes, self._pool)
+        except TileCacheError as error:
             self.warnings += (f"the packed weights in {path} are made again: {error}",)
             return {}
         if kept is not None:
@@ -124,7 +131,7 @@ class NativeExecutor:
 
     def _keep(self, path: Path, matrices: Mapping[str, Packed]) -> None:
         try:
-            write_repack(path, matrices, self._team)
+            write_tiles(path, matrices, self._pool)
             self.choices += (Choice("packed weights", "made and kept", str(path)),)
         except OSError as error:
             self.warnings += (f"the packed weights cannot be kept in {path}: {error.strerror}",)
@@ -137,7 +144,7 @@ class NativeExecutor:
         for buffer in buffers:
             program.add_buffer(buffer.columns, buffer.is_local)
         for phase in phases:
-            program.begin_phase(getattr(_native.PhaseKind, phase.kind), phase.is_wanted)
+            program.begin_phase(getattr(_native.PhaseKind, phase.kind), phase.has_logit_rows)
             for job in phase.jobs:
                 if phase.kind == "products":
                     program.begin_job()
@@ -194,4 +201,4 @@ class NativeExecutor:
         self._program.randomize(np.ascontiguousarray(pages, np.int32), seed)
 
     def close(self) -> None:
-        del self._program, self._team
+        del self._program, self._pool

@@ -18,7 +18,7 @@ class Value:
 
     index: int
     columns: int
-    is_wanted: bool
+    has_logit_rows: bool
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Recorder:
     calls: list[Call] = field(default_factory=list)
     num_values: int = 0
 
-    def emit(self, op: str, inputs: tuple[Value, ...], columns: int, *, is_wanted: bool = False, **details: object) -> Value:
-        out = Value(self.num_values, columns, is_wanted or any(v.is_wanted for v in inputs))
+    def emit(self, op: str, inputs: tuple[Value, ...], columns: int, *, has_logit_rows: bool = False, **details: object) -> Value:
+        out = Value(self.num_values, columns, has_logit_rows or any(v.has_logit_rows for v in inputs))
         self.num_values += 1
         self.calls.append(Call(op, out, inputs, **details))  # type: ignore[arg-type]
         return out
@@ -85,7 +85,7 @@ class Recorder:
         return self.emit("add_bias", (x_TK,), x_TK.columns, weight=bias_K.name)
 
     def linear(self, x_TK: Value, weight_NK: Named) -> Value:
-        return self.emit("multiply", (x_TK,), weight_NK.shape[0], weight=weight_NK.name)
+        return self.emit("linear", (x_TK,), weight_NK.shape[0], weight=weight_NK.name)
 
     def rotation(self, positions_T: Value, table: RopeTable) -> Value:
         return self.emit("rotation", (), self.config.head_dim, table=table, factor=table.magnitude)
@@ -96,7 +96,7 @@ class Recorder:
     def attend(self, q_THD: Value, k_TGD: Value, v_TGD: Value, *, layer: int, step: StepInputs[Value]) -> Value:
         self.calls += [Call("store_keys", None, (k_TGD,), layer=layer), Call("store_values", None, (v_TGD,), layer=layer)]
         if self.is_sparse:
-            self.calls += [Call("compress", None, (k_TGD,), layer=layer), Call("select", None, (q_THD,), layer=layer)]
+            self.calls += [Call("compress_keys", None, (k_TGD,), layer=layer), Call("select_blocks", None, (q_THD,), layer=layer)]
         attended = self.emit("attend", (q_THD,), q_THD.columns, layer=layer)
         return self.emit("merge", (attended,), q_THD.columns)
 
@@ -107,7 +107,7 @@ class Recorder:
         return self.emit("add_scaled", (x_TK, y_TK), x_TK.columns, factor=factor)
 
     def take(self, x_TK: Value, rows_R: Value) -> Value:
-        return self.emit("take", (x_TK,), x_TK.columns, is_wanted=True)
+        return self.emit("take", (x_TK,), x_TK.columns, has_logit_rows=True)
 
 
 def record(model: Model[Named], *, is_sparse: bool = False) -> tuple[list[Call], Value]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from minicpm4.executors.native.record import Call, Value
 
 # These need no other column of a row, but for heads.
-COLUMN_OPS = ("add_scaled", "add_bias", "swiglu", "encode", "rms_norm_heads", "rope", "store_keys", "store_values", "peaks")
+COLUMN_OPS = ("add_scaled", "add_bias", "swiglu", "quantize", "rms_norm_heads", "rope", "store_keys", "store_values", "block_maxima")
 HEAD_OPS = ("rms_norm_heads", "rope", "store_keys", "store_values")  # these need whole heads
 IN_PLACE_OPS = (
     "scale",
@@ -25,7 +25,7 @@ IN_PLACE_OPS = (
     "rms_norm_heads",
     "merge",
 )  # may write over an input: each row reads before it writes
-TASK_OPS = ("compress", "select", "attend")  # cut into tasks of their own, each a phase
+TASK_OPS = ("compress_keys", "select_blocks", "attend")  # cut into tasks of their own, each a phase
 TILE_COLUMNS, WIDEST_HEAD = 16, 256  # of native/layout.h and native/program.cc: heads that a task holds whole
 
 
@@ -42,7 +42,7 @@ class Phase:
     """kind: rows, products or tasks, as in native/program.h."""
 
     kind: str
-    is_wanted: bool
+    has_logit_rows: bool
     jobs: tuple[Job, ...]
 
     @property
@@ -50,14 +50,14 @@ class Phase:
         return tuple(call for job in self.jobs for call in (*job.products, *job.tail))
 
 
-def add_encoding(calls: list[Call], weights: Collection[str]) -> list[Call]:
-    """Inserts `encode` after the maker of each value that one of the weights multiplies."""
-    wanted = {call.inputs[0].index for call in calls if call.op == "multiply" and call.weight in weights}
+def add_quantization(calls: list[Call], weights: Collection[str]) -> list[Call]:
+    """Inserts `quantize` after the maker of each value that one of the weights multiplies."""
+    wanted = {call.inputs[0].index for call in calls if call.op == "linear" and call.weight in weights}
     result = []
     for call in calls:
         result.append(call)
         if call.out is not None and call.out.index in wanted:
-            result.append(Call("encode", None, (call.out,)))
+            result.append(Call("quantize", None, (call.out,)))
     return result
 
 
@@ -68,12 +68,12 @@ def add_scale_to_embedding(calls: list[Call]) -> list[Call]:
     return [replace(calls[0], out=calls[1].out, factor=calls[1].factor), *calls[2:]]
 
 
-def add_peaks(calls: list[Call], *, task_columns: int) -> list[Call]:
+def add_block_maxima(calls: list[Call], *, task_columns: int) -> list[Call]:
     """Appends the largest logits of each task of the head, so that who samples need not look at all of them."""
     logits = calls[-1].out
     assert logits is not None, "a forward pass ends with logits"
     index = 1 + max(call.out.index for call in calls if call.out is not None)
-    return [*calls, Call("peaks", Value(index, -(-logits.columns // task_columns), logits.is_wanted), (logits,))]
+    return [*calls, Call("block_maxima", Value(index, -(-logits.columns // task_columns), logits.has_logit_rows), (logits,))]
 
 
 def group_phases(calls: list[Call], *, head_dim: int) -> list[Phase]:
@@ -82,30 +82,30 @@ def group_phases(calls: list[Call], *, head_dim: int) -> list[Phase]:
     rest = list(calls)
     while rest:
         first = rest[0]
-        if first.op == "multiply":
+        if first.op == "linear":
             jobs, count = take_products(rest, head_dim=head_dim)
-            phases.append(Phase("products", is_wanted(first), jobs))
+            phases.append(Phase("products", has_logit_rows(first), jobs))
         elif first.op in TASK_OPS:
             count = 1
             phases.append(Phase("tasks", False, (Job((), (first,)),)))
         else:
             row_calls = take_rows(rest)
             count = len(row_calls)
-            phases.append(Phase("rows", is_wanted(first), (Job((), row_calls),)))
+            phases.append(Phase("rows", has_logit_rows(first), (Job((), row_calls),)))
         del rest[:count]
     return phases
 
 
-def is_wanted(call: Call) -> bool:
+def has_logit_rows(call: Call) -> bool:
     """Whether the call works on the step's wanted rows instead of all."""
-    return call.out.is_wanted if call.out is not None else call.inputs[0].is_wanted
+    return call.out.has_logit_rows if call.out is not None else call.inputs[0].has_logit_rows
 
 
 def take_rows(calls: list[Call]) -> tuple[Call, ...]:
     """The calls at the beginning that work row by row, on the same rows."""
     taken: list[Call] = []
     for call in calls:
-        if call.op in ("multiply", *TASK_OPS) or is_wanted(call) != is_wanted(calls[0]):
+        if call.op in ("linear", *TASK_OPS) or has_logit_rows(call) != has_logit_rows(calls[0]):
             break
         taken.append(call)
     return tuple(taken)
@@ -118,7 +118,7 @@ def take_products(calls: list[Call], *, head_dim: int) -> tuple[tuple[Job, ...],
     count = 0
     for call in calls:
         touched = [job for job in jobs if makes_one_of(job, call.inputs)]
-        if call.op == "multiply" and not touched and not any(job.tail for job in jobs):
+        if call.op == "linear" and not touched and not any(job.tail for job in jobs):
             jobs.append(Job((call,), ()))
         elif touched and can_follow(call, touched, takes_heads=takes_heads):
             joined = Job(tuple(c for job in touched for c in job.products), (*(c for job in touched for c in job.tail), call))
@@ -159,7 +159,7 @@ def local_values(phases: list[Phase], encoded: Collection[str]) -> set[int]:
     for number, phase in enumerate(phases):
         for call in phase.calls:
             for value in call.inputs:
-                if made.get(value.index, number) != number and not (call.op == "multiply" and call.weight in encoded):
+                if made.get(value.index, number) != number and not (call.op == "linear" and call.weight in encoded):
                     del made[value.index]
     return set(made)
 
@@ -201,11 +201,11 @@ def in_place_source(call: Call, phase: Phase, *, position: int, last_phase: dict
     if call.op not in IN_PLACE_OPS or call.out is None:
         return None
     later = {value.index for other in phase.calls[position + 1 :] for value in other.inputs}
-    later |= {value.index for other in phase.calls if other.op == "multiply" for value in other.inputs}  # other tasks still read it
+    later |= {value.index for other in phase.calls if other.op == "linear" for value in other.inputs}  # other tasks still read it
     for value in call.inputs:
         if (
             value.columns == call.out.columns
-            and value.is_wanted == call.out.is_wanted
+            and value.has_logit_rows == call.out.has_logit_rows
             and last_phase[value.index] == number
             and value.index not in later
         ):

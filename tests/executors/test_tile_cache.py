@@ -11,7 +11,7 @@ import pytest
 from minicpm4 import _native
 from minicpm4.errors import UnsupportedError
 from minicpm4.executors import Executor, Preferences, resolve_options
-from minicpm4.executors.native import repack_file
+from minicpm4.executors.native import tile_cache
 from minicpm4.model import PackedTensor
 from minicpm4.model.tensors import STORAGE_FORMATS
 from tests.quant.storage import random_tensor
@@ -91,17 +91,17 @@ def test_files_of_other_models_and_versions_are_made_again(tmp_path: Path, monke
 
 def test_a_header_that_lies_is_refused(tmp_path: Path) -> None:
     """One whose checksum is right: sizes are checked against the formats, places against the file."""
-    path, team = tmp_path / "model.bin", _native.Team(2)
+    path, pool = tmp_path / "model.bin", _native.ThreadPool(2)
     tensor = random_tensor("q4_0", 16, 64)
-    weight = _native.pack("q4_0", 16, 64, tensor.data, team, _native.Arena())
-    entry = {"format": "q4_0", "shape": [16, 64], "offset": 1024, "checksum": weight.checksum(team)}
+    weight = _native.pack("q4_0", 16, 64, tensor.data, pool, _native.Arena())
+    entry = {"format": "q4_0", "shape": [16, 64], "offset": 1024, "checksum": weight.checksum(pool)}
     for lie in ({"offset": 1 << 62}, {"offset": -1}, {"format": "q3_k"}, {"format": "q4_k"}, {"checksum": "x"}, {"shape": [16, 65]}):
         header = json.dumps({"form": _native.PACKED_FORM, "matrices": {"w": entry | lie}}).encode()
-        crc = repack_file.zlib.crc32(header).to_bytes(4, "little")
-        start = repack_file.MAGIC + len(header).to_bytes(8, "little") + crc + header
+        crc = tile_cache.zlib.crc32(header).to_bytes(4, "little")
+        start = tile_cache.MAGIC + len(header).to_bytes(8, "little") + crc + header
         path.write_bytes(start.ljust(1024, b"\0") + weight.bytes().tobytes())
-        with pytest.raises(repack_file.RepackError, match="it is damaged"):
-            repack_file.read_repack(path, {"w": tuple((entry | lie)["shape"])}, team)
+        with pytest.raises(tile_cache.TileCacheError, match="it is damaged"):
+            tile_cache.read_tiles(path, {"w": tuple((entry | lie)["shape"])}, pool)
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
 
 def test_checksums_show_any_change_and_do_not_depend_on_threads() -> None:
     tensor = random_tensor("q8_0", 256, 8192)  # several pieces
-    one, two = _native.Team(1), _native.Team(2)
+    one, two = _native.ThreadPool(1), _native.ThreadPool(2)
     packed = _native.pack("q8_0", 256, 8192, tensor.data, two, _native.Arena())
     assert packed.checksum(one) == packed.checksum(two)
     seen = {packed.checksum(one)}
@@ -138,6 +138,6 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     def fail(file: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(repack_file, "write_matrices", lambda file, matrices, team: fail(file))
+    monkeypatch.setattr(tile_cache, "write_matrices", lambda file, matrices, pool: fail(file))
     assert "No space left on device" in executor_of(path, weights).warnings[1]
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("model.bin", b"old")]

@@ -32,61 +32,61 @@ class Packed:
     weight: _native.PackedWeight
 
 
-class RepackError(Exception):
+class TileCacheError(Exception):
     """The file is not what was written, or of another version; the text says which."""
 
 
-def read_repack(path: Path, shapes: Mapping[str, tuple[int, ...]], team: _native.Team) -> dict[str, Packed] | None:
+def read_tiles(path: Path, shapes: Mapping[str, tuple[int, ...]], pool: _native.ThreadPool) -> dict[str, Packed] | None:
     """Every matrix of the model, in one arena; None where there is no file. shapes: of the model's matrices, by name.
 
-    RepackError where anything of the file is wrong; MemoryError where memory runs out.
+    TileCacheError where anything of the file is wrong; MemoryError where memory runs out.
     """
     try:
         with open(path, "rb", buffering=0) as file:
             entries = read_header(file)
             if {name: tuple(entry["shape"]) for name, entry in entries.items()} != dict(shapes):
-                raise RepackError("it holds other matrices than the model")
+                raise TileCacheError("it holds other matrices than the model")
             arena = _native.Arena()
-            return {name: read_matrix(file, entry, team=team, arena=arena) for name, entry in entries.items()}
+            return {name: read_matrix(file, entry, pool=pool, arena=arena) for name, entry in entries.items()}
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RepackError(f"it cannot be read: {error.strerror}") from error
+        raise TileCacheError(f"it cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # JSON of another form; what `_native.read_packed` raises
-        raise RepackError(f"it is damaged: {error!s:.100}") from error
+        raise TileCacheError(f"it is damaged: {error!s:.100}") from error
 
 
 def read_header(file: Any) -> dict[str, Any]:
     start = file.read(20)
     length = int.from_bytes(start[8:16], "little")
     if start[:8] != MAGIC or length > MAX_HEADER_BYTES:
-        raise RepackError("it does not begin as such a file does")
+        raise TileCacheError("it does not begin as such a file does")
     text = file.read(length)
     if zlib.crc32(text) != int.from_bytes(start[16:20], "little"):
-        raise RepackError("it is damaged: the header's checksum is wrong")
+        raise TileCacheError("it is damaged: the header's checksum is wrong")
     header = json.loads(text)
     if header["form"] != _native.PACKED_FORM:
-        raise RepackError("it was written by another version of this package")
+        raise TileCacheError("it was written by another version of this package")
     return dict(header["matrices"])
 
 
-def read_matrix(file: Any, entry: Mapping[str, Any], *, team: _native.Team, arena: _native.Arena) -> Packed:
+def read_matrix(file: Any, entry: Mapping[str, Any], *, pool: _native.ThreadPool, arena: _native.Arena) -> Packed:
     rows, columns = entry["shape"]
     weight = _native.read_packed(
-        entry["format"], rows, columns, file=file.fileno(), offset=entry["offset"], checksum=entry["checksum"], team=team, arena=arena
+        entry["format"], rows, columns, file=file.fileno(), offset=entry["offset"], checksum=entry["checksum"], pool=pool, arena=arena
     )
     return Packed(entry["format"], (rows, columns), weight)
 
 
-def write_repack(path: Path, matrices: Mapping[str, Packed], team: _native.Team) -> None:
+def write_tiles(path: Path, matrices: Mapping[str, Packed], pool: _native.ThreadPool) -> None:
     """OSError where it cannot be written; then nothing is left."""
     with atomic_file(path) as file:
-        write_matrices(file, matrices, team)
+        write_matrices(file, matrices, pool)
 
 
-def write_matrices(file: BinaryIO, matrices: Mapping[str, Packed], team: _native.Team) -> None:
+def write_matrices(file: BinaryIO, matrices: Mapping[str, Packed], pool: _native.ThreadPool) -> None:
     entries = {
-        name: {"format": m.format_name, "shape": m.shape, "offset": 0, "checksum": m.weight.checksum(team)} for name, m in matrices.items()
+        name: {"format": m.format_name, "shape": m.shape, "offset": 0, "checksum": m.weight.checksum(pool)} for name, m in matrices.items()
     }
     room = len(json.dumps(entries)) + 20 * len(entries) + 200  # offsets take up to 20 digits
     offset = 20 + room + -(20 + room) % ALIGNMENT

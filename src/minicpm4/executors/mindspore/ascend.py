@@ -6,7 +6,7 @@ them alone (tests/executors/test_mindspore_ascend.py): see docs/mindspore.md for
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import cached_property
 
 import mindspore as ms
 import numpy as np
@@ -15,10 +15,9 @@ from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from minicpm4.errors import UnsupportedError
 from minicpm4.executors.base import CacheSize, WeightLoader
-from minicpm4.executors.mindspore.graph import GraphWriter, Rows
-from minicpm4.executors.mindspore.ops import ADD, GATHER, JOIN, RESHAPE, PortableOps
 from minicpm4.executors.mindspore.options import MindSporeOptions
-from minicpm4.executors.mindspore.rows import NamedStep
+from minicpm4.executors.mindspore.portable import ADD, GATHER, JOIN, RESHAPE, PortableGraph
+from minicpm4.executors.tracing import Attend, Embed, Linear, Swiglu
 from minicpm4.hardware import Choice
 from minicpm4.model import PAGE_TOKENS, ModelConfig, Step
 from minicpm4.quant import dequantize
@@ -28,59 +27,57 @@ PRODUCT, STORE, SWIGLU = ops.MatMul(transpose_b=True), ops.ReshapeAndCache(), op
 DIFFERS, IS_LESS, IS_AT_LEAST, EITHER = ops.NotEqual(), ops.Less(), ops.GreaterEqual(), ops.LogicalOr()
 
 
-class AscendOps(PortableOps):
-    """Rows of sequences that begin in the step attend to each other, without the cache. Otherwise every row attends as a sequence of its
-    own with its sequence's pages, up to its own position: decoding and a prompt's later chunks alike."""
+class AscendGraph(PortableGraph):
+    """has_past: whether rows attend to tokens of earlier steps. Then every row attends as a sequence of its own with its sequence's pages,
+    up to its own position: decoding and a prompt's later chunks alike. Otherwise rows attend to each other, without the cache."""
 
-    def __init__(self, config: ModelConfig, writer: GraphWriter, *, keys: tuple[Parameter, ...], values: tuple[Parameter, ...]) -> None:
-        super().__init__(config, writer, DTYPE)
-        self.keys, self.values, self.one, self.hidden = keys, values, Tensor(1, ms.int32), ""
+    def __init__(
+        self, config: ModelConfig, size: tuple[int, int], *, has_past: bool, keys: tuple[Parameter, ...], values: tuple[Parameter, ...]
+    ) -> None:
+        super().__init__(config, size, DTYPE)
+        self.keys, self.values, self.has_past = keys, values, has_past
         scale = config.head_dim**-0.5
         self.paged = ops.PagedAttention(config.num_heads, scale, config.num_kv_heads)
         self.flash = FlashAttentionScore(head_num=config.num_heads, scale_value=scale, input_layout="BSH")
+        self.one = Tensor(1, ms.int32)
 
-    def embed(self, table: Parameter, tokens_T: Rows) -> Rows:
-        name = self.writer.call(GATHER, self.writer.name_of(table), tokens_T.name, "0")
-        return replace(tokens_T, name=name, columns=table.shape[1])
+    def embed(self, embed: Embed) -> str:
+        return self.writer.call(GATHER, self.writer.name_of(embed.table), "tokens_T", "0")
 
-    def rms_norm(self, x_TK: Rows, weight_K: Parameter, eps: float) -> Rows:
-        normed, _ = self.writer.call(ops.RmsNorm(eps), x_TK.name, self.writer.name_of(weight_K), outputs=2).split(", ")
-        return replace(x_TK, name=normed)
+    def normed(self, name: str, weight: Parameter, eps: float) -> str:
+        return self.writer.call(ops.RmsNorm(eps), name, self.writer.name_of(weight), outputs=2).split(", ")[0]
 
-    def linear(self, x_TK: Rows, weight_NK: Parameter) -> Rows:
-        return replace(x_TK, name=self.writer.call(PRODUCT, x_TK.name, self.writer.name_of(weight_NK)), columns=weight_NK.shape[0])
+    def linear(self, linear: Linear) -> str:
+        return self.writer.call(PRODUCT, self.names[linear.x], self.writer.name_of(linear.weight))
 
-    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: NamedStep) -> Rows:
-        w, keys, values = self.writer, self.writer.name_of(self.keys[layer]), self.writer.name_of(self.values[layer])
-        w.call(STORE, self.heads(k_TGD), self.heads(v_TGD), keys, values, "slots_T")
-        if step.has_past:
+    def attend(self, attend: Attend) -> str:
+        w, keys, values = self.writer, *(self.writer.name_of(part[attend.layer]) for part in (self.keys, self.values))
+        w.call(STORE, self.heads(attend.k), self.heads(attend.v), keys, values, "slots_T")
+        if self.has_past:
             pages = w.call(GATHER, "pages_TW", "sequences_T", "0")
-            lengths = w.call(ADD, step.positions_T.name, w.name_of(self.one))
-            out = w.call(self.paged, self.heads(q_THD), keys, values, pages, lengths, "None", "None", "None", "None")
+            lengths = w.call(ADD, "positions_T", w.name_of(self.one))
+            out = w.call(self.paged, self.heads(attend.q), keys, values, pages, lengths, "None", "None", "None", "None")
         else:
-            self.hidden = self.hidden or self.hidden_pairs(step)
-            batch = [w.call(RESHAPE, x.name, f"(1, {x.num_rows}, {x.columns})") for x in (q_THD, k_TGD, v_TGD)]
-            *_, out = w.call(self.flash, *batch, "None", "None", "None", self.hidden, outputs=4).split(", ")
-        return replace(q_THD, name=w.call(RESHAPE, out, f"({q_THD.num_rows}, {q_THD.columns})"))
+            batch = [w.call(RESHAPE, self.names[x], f"(1, {self.num_rows}, {x.columns})") for x in (attend.q, attend.k, attend.v)]
+            *_, out = w.call(self.flash, *batch, "None", "None", "None", self.masked_pairs, outputs=4).split(", ")
+        return self.flat(out, attend.out)
 
-    def hidden_pairs(self, step: NamedStep) -> str:
+    @cached_property
+    def masked_pairs(self) -> str:
         """[T, T], whether a row does not attend to another: one of another sequence, a later one, or one of padding."""
-        w, rows = self.writer, step.tokens_T.num_rows
+        w, rows = self.writer, self.num_rows
 
         def both_ways(name: str) -> tuple[str, str]:
             return w.call(RESHAPE, name, f"({rows}, 1)"), w.call(RESHAPE, name, f"(1, {rows})")
 
         is_of_another = w.call(DIFFERS, *both_ways("sequences_T"))
-        is_later = w.call(IS_LESS, *both_ways(step.positions_T.name))
-        is_padding = w.call(IS_AT_LEAST, w.name_of(Tensor(np.arange(rows, dtype=np.int32)[None])), step.tokens_T.count)
+        is_later = w.call(IS_LESS, *both_ways("positions_T"))
+        is_padding = w.call(IS_AT_LEAST, w.name_of(Tensor(np.arange(rows, dtype=np.int32)[None])), "num_tokens")
         return w.call(EITHER, w.call(EITHER, is_of_another, is_later), is_padding)
 
-    def heads(self, x: Rows) -> str:
-        return self.writer.call(RESHAPE, x.name, f"({x.num_rows}, {x.columns // self.head_dim}, {self.head_dim})")
-
-    def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
-        joined = self.writer.call(JOIN, f"({gate_TK.name}, {up_TK.name})")
-        return replace(gate_TK, name=self.writer.call(SWIGLU, joined, "-1"))
+    def swiglu(self, swiglu: Swiglu) -> str:
+        joined = self.writer.call(JOIN, f"({self.names[swiglu.gate]}, {self.names[swiglu.up]})")
+        return self.writer.call(SWIGLU, joined, "-1")
 
 
 class AscendDevice:
@@ -103,8 +100,8 @@ class AscendDevice:
             ),
         )
 
-    def operations(self, writer: GraphWriter) -> AscendOps:
-        return AscendOps(self.config, writer, keys=self.keys, values=self.values)
+    def graph(self, size: tuple[int, int], *, has_past: bool) -> AscendGraph:
+        return AscendGraph(self.config, size, has_past=has_past, keys=self.keys, values=self.values)
 
     def load(self, weights: WeightLoader, name: str) -> Parameter:
         return Parameter(Tensor(dequantize(weights(name))).astype(DTYPE), name=name, requires_grad=False)

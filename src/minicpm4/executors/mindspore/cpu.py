@@ -8,7 +8,7 @@ the rows and tokens that there are, not for padding. MindSpore on a CPU has no f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,10 +20,9 @@ from minicpm4 import _native
 from minicpm4.errors import CapacityError
 from minicpm4.executors.base import CacheSize, WeightLoader
 from minicpm4.executors.cpu_kernels import choose_isa, native_rule
-from minicpm4.executors.mindspore.graph import GraphWriter, Rows
-from minicpm4.executors.mindspore.ops import ADD, MULTIPLY, PortableOps
 from minicpm4.executors.mindspore.options import MindSporeOptions
-from minicpm4.executors.mindspore.rows import NamedStep
+from minicpm4.executors.mindspore.portable import ADD, MULTIPLY, PortableGraph
+from minicpm4.executors.tracing import Attend, Embed, Linear, Swiglu
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig, Step
 from minicpm4.quant import dequantize
@@ -54,36 +53,34 @@ def custom(symbol: str, columns: int) -> Any:
     return operation
 
 
-class CpuOps(PortableOps):
+class CpuGraph(PortableGraph):
     """float32 throughout. addresses: of the attention and each layer's number, int64 [2]."""
 
-    def __init__(self, config: ModelConfig, writer: GraphWriter, *, addresses: tuple[Tensor, ...]) -> None:
-        super().__init__(config, writer, ms.float32)
+    def __init__(self, config: ModelConfig, size: tuple[int, int], *, addresses: tuple[Tensor, ...]) -> None:
+        super().__init__(config, size, ms.float32)
         self.addresses, self.kernel = addresses, custom("attend", config.num_heads * config.head_dim)
 
-    def embed(self, table: CpuMatrix, tokens_T: Rows) -> Rows:
-        name = self.writer.call(table.look_up, tokens_T.name, self.writer.name_of(table.address))
-        return replace(tokens_T, name=name, columns=table.shape[1])
+    def embed(self, embed: Embed) -> str:
+        return self.writer.call(embed.table.look_up, "tokens_T", self.writer.name_of(embed.table.address))
 
-    def rms_norm(self, x_TK: Rows, weight_K: Tensor, eps: float) -> Rows:
+    def normed(self, name: str, weight: Tensor, eps: float) -> str:
         w = self.writer
-        mean_square = w.call(MEAN, w.call(MULTIPLY, x_TK.name, x_TK.name), "-1")
+        mean_square = w.call(MEAN, w.call(MULTIPLY, name, name), "-1")
         factor = w.call(RSQRT, w.call(ADD, mean_square, w.number(eps)))
-        return replace(x_TK, name=w.call(MULTIPLY, w.call(MULTIPLY, x_TK.name, factor), w.name_of(weight_K)))
+        return w.call(MULTIPLY, w.call(MULTIPLY, name, factor), w.name_of(weight))
 
-    def linear(self, x_TK: Rows, weight_NK: CpuMatrix) -> Rows:
-        name = self.writer.call(weight_NK.multiply, x_TK.name, x_TK.count, self.writer.name_of(weight_NK.address))
-        return replace(x_TK, name=name, columns=weight_NK.shape[0])
+    def linear(self, linear: Linear) -> str:
+        count = "num_logits" if linear.has_logit_rows else "num_tokens"
+        return self.writer.call(linear.weight.multiply, self.names[linear.x], count, self.writer.name_of(linear.weight.address))
 
-    def attend(self, q_THD: Rows, k_TGD: Rows, v_TGD: Rows, *, layer: int, step: NamedStep) -> Rows:
-        arrays = (step.positions_T.name, "slots_T", "starts_T1", "lengths_T", "pages_TW")
-        place = self.writer.name_of(self.addresses[layer])
-        return replace(q_THD, name=self.writer.call(self.kernel, q_THD.name, k_TGD.name, v_TGD.name, *arrays, place))
+    def attend(self, attend: Attend) -> str:
+        heads = (self.names[x] for x in (attend.q, attend.k, attend.v))
+        arrays = ("positions_T", "slots_T", "starts_T1", "lengths_T", "pages_TW")
+        return self.writer.call(self.kernel, *heads, *arrays, self.writer.name_of(self.addresses[attend.layer]))
 
-    def swiglu(self, gate_TK: Rows, up_TK: Rows) -> Rows:
-        w = self.writer
-        activated = w.call(MULTIPLY, gate_TK.name, w.call(SIGMOID, gate_TK.name))
-        return replace(gate_TK, name=w.call(MULTIPLY, activated, up_TK.name))
+    def swiglu(self, swiglu: Swiglu) -> str:
+        w, gate = self.writer, self.names[swiglu.gate]
+        return w.call(MULTIPLY, w.call(MULTIPLY, gate, w.call(SIGMOID, gate)), self.names[swiglu.up])
 
 
 class CpuDevice:
@@ -116,8 +113,8 @@ class CpuDevice:
             isa,
         )
 
-    def operations(self, writer: GraphWriter) -> CpuOps:
-        return CpuOps(self.config, writer, addresses=self.addresses)
+    def graph(self, size: tuple[int, int], *, has_past: bool) -> CpuGraph:
+        return CpuGraph(self.config, size, addresses=self.addresses)
 
     def load(self, weights: WeightLoader, name: str) -> Tensor | CpuMatrix:
         tensor = weights(name)

@@ -1,18 +1,15 @@
 """Writes a graph as a Python function, one line an operation, and hands it to MindSpore's compiler.
 
 The compiler reads source. Given `model.forward` with its loop and the classes behind it, it takes 36 s for twelve layers and grows with
-their square (2.10, 2026-11-25); the same operations in one function without loops or objects are compiled in seconds. So the forward
-pass runs once over names, as for the native executor, and what it calls becomes the lines of a function. Knows no model.
+their square (2.10, 2026-11-25); the same operations in one function without loops or objects are compiled in seconds. So each instruction
+of the traced forward pass (`executors.tracing`) becomes lines of a function. Knows no model.
 """
-
-# T padded rows, R padded wanted rows
 
 from __future__ import annotations
 
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -26,16 +23,6 @@ from mindspore import Tensor
 # kept until the process ends, that no id comes back for something else; the large parts of an executor are not among it.
 NUMBERS = itertools.count()
 COMPILED: list[dict[str, Any]] = []
-
-
-@dataclass(frozen=True)
-class Rows:
-    """An array [num_rows, columns] of the graph, by its name. count: the input that says how many of the rows mean anything."""
-
-    name: str
-    num_rows: int
-    columns: int
-    count: str
 
 
 class GraphWriter:
@@ -80,9 +67,9 @@ class CompiledLater:
 
     def __init__(self, name: str, source: str, objects: dict[str, Any]) -> None:
         self.name, self.source, self.objects = name, source, objects
-        self.function: Callable[..., Tensor] | None = None
+        self.function: Callable[..., Any] | None = None
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Any:
         if self.function is not None:
             return self.function(*tensors)
         with TemporaryDirectory(prefix="minicpm4-") as folder:

@@ -128,13 +128,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="of a burst")
     parser.add_argument("--output", type=Path, default=result_stem("torch-decode"))
     chosen = parser.parse_args()
+    facts = machine_facts()
     torch.set_num_threads(chosen.threads)
     shape = shape_config("0.5B", context_length=max(chosen.depths) + chosen.tokens + 64)
     config = replace(shape, embedding_scale=1.0, residual_scale=1.0, logit_divisor=1.0, sparse=None)  # as transformers' Llama has it
     rows = [measure(config, depth, chosen) for depth in chosen.depths]
     versions = {name: version_of(name) for name in ("torch", "transformers", "numpy")}
     recipe = {key: value for key, value in vars(chosen).items() if key != "output"}
-    result = {**machine_facts(), "versions": versions, "recipe": recipe, "config": asdict(config), "rows": rows}
+    result = {**facts, "versions": versions, "recipe": recipe, "config": asdict(config), "rows": rows}
     with_suffix(chosen.output, ".json").write_text(json.dumps(result, indent=1, default=list) + "\n")
 
 

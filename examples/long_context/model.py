@@ -7,21 +7,19 @@ Dense and sparse attention share every parameter; which of them runs is an argum
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from examples.long_context.task import VOCAB_SIZE
-from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
-from minicpm4.executors.torch.sparse import KernelStore
-from minicpm4.model import ModelConfig, Segment, Step, assemble, forward, make_step, pages_for
+from minicpm4.executors.torch.ops import TorchOps
+from minicpm4.executors.torch.packed import PackedAttention
+from minicpm4.executors.torch.weights import Plain
+from minicpm4.model import ModelConfig, assemble, forward
 from minicpm4.model.config import RopeConfig, SparseConfig
 from minicpm4.model.parameters import EMBEDDING, HEAD, parameter_shapes
 
 Parameters = dict[str, Tensor]
-CPU = torch.device("cpu")
 BASE_WIDTH = 64  # MiniCPM4's is 256: the width at which its scales and learning rates were found
 DEPTH_SCALE, EMBEDDING_SCALE, SPREAD = 1.4, 12.0, 0.1  # MiniCPM's
 NUM_KV_HEADS, HEAD_DIM = 2, 64
@@ -66,18 +64,9 @@ def logits_of(
 ) -> Tensor:
     """[R, V]. rows_R: ascending, of all sequences one after the other. sparse: the rule of attention, None for dense; both read the same
     parameters."""
-    step = pack(tokens_BT, rows_R)
-    cache = TorchCache.empty(config, step.pages_SP.size, dtype=torch.float32, device=CPU)
-    kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=step.pages_SP.size, device=CPU)
-    model = assemble(config, parameters.__getitem__, context_length=config.context_length)
-    return forward(TorchOps(config, cache, kernels), model, TorchStep.of(step, CPU, sparse=sparse))[0]
-
-
-def pack(tokens_BT: np.ndarray, rows_R: np.ndarray) -> Step:
-    """All sequences in one step, each from position 0 and on pages of its own."""
-    count, length = tokens_BT.shape
-    pages = pages_for(length)
-    step = make_step(
-        [Segment(tokens=tokens_BT[row], start=0, pages=range(row * pages, (row + 1) * pages)) for row in range(count)]  # type: ignore[arg-type]
+    attention = PackedAttention(sparse)
+    model = assemble(config, lambda name: Plain(parameters[name]), context_length=config.context_length)
+    step = attention.inputs(
+        torch.from_numpy(tokens_BT.reshape(-1)), [tokens_BT.shape[1]] * len(tokens_BT), logit_rows_R=torch.from_numpy(rows_R)
     )
-    return replace(step, logit_rows_R=rows_R.astype(np.int32))
+    return forward(TorchOps(config, attention), model, step)[0]

@@ -152,8 +152,9 @@ def test_a_weight_takes_what_was_planned(name: str, rows: int) -> None:
         data = np.zeros((rows, storage.row_bytes(columns)), np.uint8)
         packed = _native.pack(name, rows, columns, data, pool, _native.Arena())
         assert backend("native").weight_bytes(name, (rows, columns), None) == packed.nbytes
-        for executor in ("reference", "torch"):
-            assert backend(executor).weight_bytes(name, (rows, columns), None) == 4 * rows * columns
+        assert backend("reference").weight_bytes(name, (rows, columns), None) == 4 * rows * columns
+        for dtype, size in (("f32", 4), ("bf16", 2)):
+            assert backend("torch").weight_bytes(name, (rows, columns), options_of("torch", dtype=dtype)) == size * rows * columns
     assert backend("native").weight_bytes(name, (96,), None) == 384
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minicpm4.executors import Executor
-from minicpm4.executors.torch.sparse import KernelStore
+from minicpm4.executors.torch.compressed import CompressedKeys, RowKeys
 from minicpm4.executors.torch.sparse import select_blocks as select_blocks_in_torch
 from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
@@ -88,8 +88,9 @@ def test_torch_selects_the_rules_blocks_but_for_near_ties(device: str, heads: in
     keys = random.standard_normal((700, 2, 6), np.float32)
     fine, coarse = compress(sparse, keys), compress(sparse, keys, times=COARSE) if sparse.has_coarse_lse else None
     positions = np.arange(650, 700)
-    queries, rows, *kernels = (None if x is None else torch.from_numpy(x).to(device) for x in (q[positions], positions, fine, coarse))
-    got = select_blocks_in_torch(sparse, queries, tuple(kernels), positions_R=rows).cpu().numpy()
+    queries, rows = (torch.from_numpy(x).to(device) for x in (q[positions], positions))
+    stored = [None if x is None else RowKeys(torch.from_numpy(x).to(device)) for x in (fine, coarse)]
+    got = select_blocks_in_torch(sparse, queries, tuple(stored), positions_R=rows).cpu().numpy()
     between, num_others = candidates(sparse, 650), 0
     for row, position in enumerate(positions.tolist()):
         wanted = select_blocks(sparse, q[position], fine, position=position, coarse_NGD=coarse)
@@ -106,7 +107,7 @@ def test_torch_selects_the_rules_blocks_but_for_near_ties(device: str, heads: in
 @pytest.mark.parametrize("device", DEVICES)
 def test_equal_scores_go_to_the_lower_block_in_torch_too(device: str) -> None:
     kernels, positions = torch.ones((62, 1, 4), device=device), torch.tensor([1023, 130], device=device)
-    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4), device=device), (kernels, None), positions_R=positions)
+    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4), device=device), (RowKeys(kernels), None), positions_R=positions)
     assert got.tolist() == [[[0, 1, 2, 14, 15]], [[0, 1, 2, 3, 3]]]  # what the second has not is a block after its own
 
 
@@ -171,6 +172,12 @@ def test_what_others_left_in_pages_is_never_read(executor: str) -> None:
         check(alone(runner, tokens, [14, 3, 9, 2, 0]), wanted)
 
 
+def stored_keys(store: CompressedKeys, pages_P: np.ndarray, *, layer: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The compressed keys, and the coarse ones, of the first tokens of a sequence with these pages."""
+    fine, coarse = (kernel_slots(store.sparse, pages_P, num_tokens=num_tokens, times=times) for times in (1, COARSE))
+    return store.fine[layer, fine], None if store.coarse is None else store.coarse[layer, coarse]
+
+
 @pytest.mark.parametrize("executor", ["torch", CUDA])
 def test_random_pages_have_the_kernels_of_their_keys(executor: str) -> None:
     """As the reference, which makes them anew, would see: the next token's logits are its own."""
@@ -178,7 +185,7 @@ def test_random_pages_have_the_kernels_of_their_keys(executor: str) -> None:
     runner.randomize_pages(np.array([5, 2, 11], np.int32), seed=1)
     keys = runner._cache.keys[1]  # type: ignore[attr-defined]
     tokens = (np.array([5, 2, 11])[:, None] * 64 + np.arange(64)).ravel()
-    kernels, coarse = runner._kernels.read(1, np.array([5, 2, 11]), num_tokens=192)  # type: ignore[attr-defined]
+    kernels, coarse = stored_keys(runner._cache.compressed, np.array([5, 2, 11]), layer=1, num_tokens=192)  # type: ignore[attr-defined]
     keys = keys.cpu()[tokens].numpy()
     np.testing.assert_allclose(kernels.cpu(), compress(COARSE_TINY, keys), atol=1e-6)
     np.testing.assert_allclose(coarse.cpu(), compress(COARSE_TINY, keys, times=COARSE), atol=1e-6)
@@ -194,7 +201,7 @@ def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...],
     config, pages = toy_config(num_layers=1, num_kv_heads=2, head_dim=4), ([7, 1, 4, 9, 3, 0], [2, 8, 6, 5, 11, 10])
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn((12 * 64, 2, 4), generator=generator).to(device)
-    store = KernelStore.empty(config, sparse, num_pages=12, device=keys.device)
+    store = CompressedKeys.empty(config, sparse, num_pages=12, device=keys.device)
     stored, start, written = torch.full_like(keys, torch.nan), 0, list[int]()
     for size in sizes:
         step = plan_step([([0] * size, start, own) for own in pages])
@@ -204,7 +211,7 @@ def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...],
         start += size
         for own in pages:
             slots = (np.array(own)[:, None] * 64 + np.arange(64)).ravel()[:start]
-            fine, coarse = store.read(0, np.array(own), num_tokens=start)
+            fine, coarse = stored_keys(store, np.array(own), layer=0, num_tokens=start)
             sequence = keys[slots].cpu().numpy()
             np.testing.assert_allclose(fine.cpu(), compress(sparse, sequence), atol=1e-6)
             if coarse is not None:

@@ -8,20 +8,15 @@ import torch
 from torch import Tensor
 
 from minicpm4.executors.torch import sparse as torch_sparse
-from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
-from minicpm4.executors.torch.sparse import KernelStore
-from minicpm4.model import PAGE_TOKENS, ModelConfig, assemble, forward
+from minicpm4.executors.torch.packed import PackedAttention
+from minicpm4.executors.torch.trainable import TrainableModel
+from minicpm4.model import PAGE_TOKENS
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
 from minicpm4.model.sparse import compress, is_sparse, select_blocks
-from tests.toy import DEVICES, plan_step, toy_config
+from tests.toy import DEVICES, toy_config
 
 TINY = SparseConfig(window_size=64, topk=2, dense_len=150)
-
-
-def make_ops(config: ModelConfig, sparse: SparseConfig | None, *, device: torch.device) -> TorchOps:
-    kernels = None if sparse is None else KernelStore.empty(config, sparse, num_pages=12, device=device)
-    return TorchOps(config, TorchCache.empty(config, 12, dtype=torch.float64, device=device), kernels)
 
 
 def seen_tokens(sparse: SparseConfig, q_TGJD: np.ndarray, k_TGD: np.ndarray) -> np.ndarray:
@@ -56,18 +51,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.mark.parametrize(("groups", "heads"), [(2, 1), (1, 3), (2, 8), (1, 16)], ids=str)
 def test_attention_has_the_gradients_of_masked_dense_attention(groups: int, heads: int, device: torch.device) -> None:
     """Two sequences in a batch, of dense and sparse rows, no length a multiple of anything."""
-    config, generator = (
-        toy_config(num_layers=1, num_heads=groups * heads, num_kv_heads=groups, head_dim=6),
-        torch.Generator().manual_seed(heads),
-    )
-    lengths, pages = (347, 211), ([3, 0, 5, 1, 8, 2], [9, 4, 7, 6])
-    step = plan_step([([0] * length, 0, own) for length, own in zip(lengths, pages, strict=True)])
+    generator, lengths = torch.Generator().manual_seed(heads), (347, 211)
     shapes = ((groups, heads, 6), (groups, 6), (groups, 6))
     inputs = [random_values((sum(lengths), *shape), generator, device=device).requires_grad_() for shape in shapes]
     upstream = random_values((sum(lengths), groups * heads * 6), generator, device=device)
 
-    ops = make_ops(config, TINY, device=device)
-    out = ops.attend(*(x.flatten(1) for x in inputs), layer=0, step=TorchStep.of(step, device, sparse=TINY))
+    attention = PackedAttention(TINY)
+    step = attention.inputs(torch.zeros(sum(lengths), dtype=torch.int64, device=device), lengths)
+    out = attention.attend(inputs[0].flatten(1, 2), *inputs[1:], layer=0, step=step.attention).flatten(1)
     got = torch.autograd.grad(out, inputs, upstream)
 
     parts = []
@@ -92,11 +83,10 @@ def loss_gradients(sparse: SparseConfig | None, tokens: list[int], *, device: to
     config = toy_config(vocab_size=7, hidden_size=8, intermediate_size=5, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4)
     generator = torch.Generator().manual_seed(0)
     shapes = parameter_shapes(config)
-    values = {name: random_values(shape, generator, device=device).requires_grad_() for name, shape in shapes.items()}
-    step = TorchStep.of(plan_step([(tokens, 0, [1, 3, 0, 4, 2])]), device, sparse=sparse)
-    logits, _ = forward(make_ops(config, sparse, device=device), assemble(config, values.__getitem__, context_length=512), step)
+    model = TrainableModel(config, {name: random_values(shape, generator, device=device) for name, shape in shapes.items()})
+    logits, _ = model(torch.tensor(tokens, device=device), [len(tokens)], sparse=sparse)
     loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:], device=device))
-    return loss, list(torch.autograd.grad(loss, list(values.values())))
+    return loss, list(torch.autograd.grad(loss, list(model.parameters())))
 
 
 @pytest.mark.usefixtures("_way")

@@ -1,9 +1,10 @@
-"""Runs the forward pass in eager torch. Weights are dequantized once to float32 on the device."""
+"""Runs the forward pass in eager torch. Weights are dequantized once, to float32 or bfloat16 on the device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,35 +22,38 @@ from minicpm4.executors.base import (
     asked_or,
     check_size,
 )
-from minicpm4.executors.torch.ops import TorchCache, TorchOps, TorchStep
-from minicpm4.executors.torch.sparse import KernelStore
+from minicpm4.executors.torch.cache import PagedCache
+from minicpm4.executors.torch.loading import Loader, choose_products
+from minicpm4.executors.torch.ops import TorchOps
+from minicpm4.executors.torch.paged import PagedAttention
+from minicpm4.executors.torch.settings import own_settings
+from minicpm4.executors.torch.weights import Weight
 from minicpm4.hardware import Choice, available_memory, num_cores
-from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Segment, Step, assemble, forward, make_step
-from minicpm4.model.linear_step import linearize
+from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Segment, Step, forward, make_step
 from minicpm4.model.sparse_step import plan_sparse
 from minicpm4.model.step import StepLimits, check_step, whole_pages_step
 from minicpm4.model.tensors import STORAGE_FORMATS
-from minicpm4.quant import dequantize
 
 KV_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-TREE_PAGES = 256
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's allocators say it, of CUDA and of the CPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOptions(BackendOptions):
-    """threads: of the CPU. device: "cpu" or "cuda"."""
+    """threads: of the CPU. device: "cpu" or "cuda". dtype: of weights and activations, "f32" or "bf16"; logits are float32, but of what
+    bfloat16 has room for."""
 
     threads: int = 1
+    dtype: str = "f32"
 
     def __post_init__(self) -> None:
         check_size("threads", self.threads)
 
 
-def slots_of(pages: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def slots_of(pages: np.ndarray, indices: np.ndarray) -> torch.Tensor:
     """Where cached tokens of a sequence with these pages lie, int64."""
-    slots: np.ndarray = pages[indices // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + indices % PAGE_TOKENS
-    return slots
+    return torch.from_numpy(pages[indices // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + indices % PAGE_TOKENS)
 
 
 def check_device(device: str) -> None:
@@ -65,66 +69,47 @@ class TorchExecutor:
 
     def __init__(self, config: ModelConfig, weights: WeightLoader, *, options: TorchOptions, cache: CacheSize) -> None:
         check_device(options.device)
-        torch.set_num_threads(options.threads)
-        torch.set_float32_matmul_precision("highest")  # float32 is float32, on CUDA too: no TF32 where it was allowed before
-        self.config = config
-        self._device, self._num_pages = torch.device(options.device), cache.num_pages
+        self.config, self.options = config, options
+        self._device, dtype = torch.device(options.device), DTYPES[options.dtype]
         self.warnings: tuple[str, ...] = ()
         self._limits = StepLimits(max_rows=cache.max_step_tokens, num_pages=cache.num_pages, vocab_size=config.vocab_size)
-        self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"),)
-        self._model: Model[torch.Tensor] = assemble(
-            config, lambda name: torch.from_numpy(dequantize(weights(name))).to(self._device), context_length=cache.context_length
+        products = choose_products(dtype, self._device)
+        self.choices: tuple[Choice, ...] = (Choice("device", options.device, f"asked for; torch {torch.__version__}"), products)
+        loader = Loader(config, weights, dtype=dtype, device=self._device, products=products.value)
+        with self._settings():
+            self._model: Model[Weight] = loader.model(cache.context_length)
+        self._newest = loader.newest
+        self._cache = PagedCache.empty(
+            config, cache.num_pages, dtype=KV_DTYPES[options.kv_format], device=self._device, sparse=cache.sparse
         )
-        self._cache = TorchCache.empty(config, cache.num_pages, dtype=KV_DTYPES[options.kv_format], device=self._device)
-        self._kernels = None
-        if cache.sparse is not None:
-            self._kernels = KernelStore.empty(config, cache.sparse, num_pages=cache.num_pages, device=self._device)
-        self._ops = TorchOps(config, self._cache, self._kernels)
+        self._attention = PagedAttention(self._cache)
         matrices = [weight for layer in self._model.layers for weight in layer.parameters]
         self.weight_bytes = sum(weight.nbytes for weight in (*matrices, self._model.norm, self._model.head))
-        self.kv_bytes = sum(stored.nbytes for stored in self._stores())
+        self.kv_bytes = sum(stored.nbytes for stored in self._cache.stores)
 
-    def _stores(self) -> tuple[torch.Tensor, ...]:
-        """All that is kept of pages: [layers, as many rows of each page, G, D]."""
-        return (self._cache.keys, self._cache.values, *(() if self._kernels is None else self._kernels.stores))
+    def _settings(self) -> AbstractContextManager[None]:
+        return own_settings(threads=self.options.threads, device=self._device)
 
     def run(self, step: Step) -> StepResult:
         check_step(step, self._limits)
-        linear = None
-        if step.ancestors_T is not None:
-            linear = linearize(step, self._tree_pages())
-            self.copy_pages(linear.sources, linear.targets)
-            step = linear.step
-        with torch.inference_mode():
-            sparse = None if self._kernels is None else self._kernels.sparse
-            inputs = TorchStep.of(step, self._device, sparse=sparse, linear=linear)
-            logits, hidden = (x.float().cpu().numpy() for x in forward(self._ops, self._model, inputs))
+        with self._settings(), torch.inference_mode():
+            outputs = forward(TorchOps(self.config, self._attention), self._model, self._attention.inputs(step))
+            self._newest.forget()
+            logits, hidden = (x.float().cpu().numpy() for x in outputs)
         return StepResult(logits, hidden=hidden if step.wants_hidden else None)
 
-    def _tree_pages(self) -> range:
-        """Pages behind the cache's own, for the branches of draft trees; made when first needed."""
-        if self._num_pages == self._limits.num_pages:
-            self._num_pages += TREE_PAGES
-            self._cache = self._cache.extended(TREE_PAGES * PAGE_TOKENS)
-            if self._kernels is not None:
-                self._kernels = self._kernels.extended(TREE_PAGES)
-            self._ops = TorchOps(self.config, self._cache, self._kernels)
-        return range(self._limits.num_pages, self._num_pages)
-
     def copy_slots(self, pages: np.ndarray, *, start: int, rows: np.ndarray) -> None:
-        targets, sources = (torch.from_numpy(slots_of(pages, start + offsets)) for offsets in (np.arange(len(rows)), rows))
+        targets, sources = (slots_of(pages, start + offsets).to(self._device) for offsets in (np.arange(len(rows)), rows))
         for stored in (self._cache.keys, self._cache.values):
-            stored[:, targets.to(self._device)] = stored[:, sources.to(self._device)]
-        if self._kernels is not None:
+            stored[:, targets] = stored[:, sources]
+        if self._cache.compressed is not None:
             segment = Segment(tokens=[0] * len(rows), start=start, pages=pages, num_logits=0)  # type: ignore[arg-type]
-            plan = plan_sparse(self._kernels.sparse, make_step([segment]))
-            for layer, keys in enumerate(self._cache.keys):
-                self._kernels.write(layer, keys, plan)
+            self._cache.compress(plan_sparse(self._cache.compressed.sparse, make_step([segment])))
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         source_pages, target_pages = (torch.from_numpy(pages).to(self._device, torch.int64) for pages in (sources, targets))
-        for stored in self._stores():
-            pages = stored.unflatten(1, (self._num_pages, -1))
+        for stored in self._cache.stores:
+            pages = stored.unflatten(1, (self._cache.num_pages, -1))
             pages[:, target_pages] = pages[:, source_pages]
 
     def randomize_pages(self, pages: np.ndarray, *, seed: int) -> None:
@@ -134,13 +119,11 @@ class TorchExecutor:
             for stored in (self._cache.keys, self._cache.values):
                 shape = stored[:, slots].shape
                 stored[:, slots] = torch.randn(shape, generator=generator, device=self._device).to(stored.dtype)
-        if self._kernels is not None:
-            plan = plan_sparse(self._kernels.sparse, whole_pages_step(pages))
-            for layer, keys in enumerate(self._cache.keys):
-                self._kernels.write(layer, keys, plan)
+        if self._cache.compressed is not None:
+            self._cache.compress(plan_sparse(self._cache.compressed.sparse, whole_pages_step(pages)))
 
     def close(self) -> None:
-        del self._model, self._cache, self._kernels, self._ops
+        del self._model, self._cache, self._attention
         if self._device.type == "cuda":
             torch.cuda.empty_cache()  # else torch keeps it for itself, and `free_memory` counts it as taken
 
@@ -154,6 +137,7 @@ class TorchBackend:
         weight_formats=frozenset(STORAGE_FORMATS),
         kv_formats=frozenset(KV_DTYPES),
         devices=frozenset(("cpu", "cuda")),
+        dtypes=frozenset(DTYPES),
         compressed_format="f32",
     )
 
@@ -164,13 +148,15 @@ class TorchBackend:
         threads = asked_or(
             None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
         )
-        kv_format = asked_or(preferences.kv_format, HALF_CACHE)
-        options = TorchOptions(kv_format=kv_format.value, device=preferences.device or "cpu", threads=int(threads.value))
-        return options, (threads, kv_format)
+        dtype = asked_or(preferences.dtype, Choice("dtype", "f32", "as exact as the reference"))
+        as_computed = Choice("kv cache", "bf16", "as it is computed with: no conversion")
+        kv_format = asked_or(preferences.kv_format, as_computed if dtype.value == "bf16" else HALF_CACHE)
+        options = TorchOptions(kv_format=kv_format.value, device=preferences.device or "cpu", threads=int(threads.value), dtype=dtype.value)
+        return options, (threads, dtype, kv_format)
 
     def weight_bytes(self, format_name: str, shape: tuple[int, ...], options: TorchOptions) -> int:
-        """float32, whatever the format was."""
-        return 4 * math.prod(shape)
+        """Of the dtype, whatever the format was."""
+        return math.prod(shape) * DTYPES[options.dtype].itemsize
 
     def free_memory(self, options: TorchOptions) -> int | None:
         check_device(options.device)

@@ -204,7 +204,7 @@ def test_packed_weights_are_kept_of_models_alone(subject: Subject) -> None:
 SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, sparse_topk=2, sparse_window=64, dense_len=100)
 
 
-def test_sparse_decoding_reads_what_it_attends_to_and_its_kernels(subject: Subject) -> None:
+def test_sparse_decoding_reads_what_it_attends_to_and_its_compressed_keys(subject: Subject) -> None:
     result = run_bench(subject, SPARSE, BenchOptions(prefill=0, decode=3, context=230, repeats=1))
     assert (result.blocks_selected, result.blocks_total) == (3, 4)  # the tokens at positions 230 to 232; bytes are the first one's
     assert result.attended_share == pytest.approx(3 * (64 + 64 + 40) / (231 + 232 + 233))

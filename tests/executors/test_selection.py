@@ -12,7 +12,7 @@ from minicpm4.executors.reference import attention as reference_attention
 from minicpm4.executors.torch import sparse as torch_sparse
 from minicpm4.model import pages_for
 from minicpm4.model.config import SparseConfig
-from minicpm4.model.sparse import COARSE, candidates, is_sparse, num_kernels, pool_blocks, score_kernels, select_blocks
+from minicpm4.model.sparse import COARSE, candidates, is_sparse, num_compressed, pool_blocks, score_compressed, select_blocks
 from minicpm4.model.step import Step
 from tests.toy import CUDA, POISON, plan_step, toy_config, toy_executor, toy_weights
 
@@ -24,7 +24,7 @@ RULES = {
     "wide": SparseConfig(kernel_size=64, kernel_stride=64, window_size=64, topk=3, dense_len=0, has_coarse_lse=True),
 }
 LENGTH, PAGES = 400, (3, 9, 5, 1, 12, 0, 7)
-# Around the borders of kernels, coarse kernels, pages, and of what is dense.
+# Around the borders of compressed keys, coarse compressed keys, pages, and of what is dense.
 SPLITS = (1, 15, 16, 31, 32, 33, 63, 64, 65, 95, 99, 100, 101, 127, 128, 129, 191, 255, 256, 257, 299, 300, 301, 384, 399)
 NEAR = 1e-4  # scores that differ by less of themselves may change places when sums are made in another order, through three layers
 
@@ -39,17 +39,17 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarra
         padded[:, : blocks_GC.shape[1]] = blocks_GC
         seen.append((padded, is_clear_G))
 
-    def select_and_keep(sparse: SparseConfig, q_GJD: np.ndarray, kernels_NGD: np.ndarray, **details: object) -> np.ndarray:
-        blocks_GC = select_blocks(sparse, q_GJD, kernels_NGD, **details)  # type: ignore[arg-type]
-        keep(sparse, blocks_GC, clear_choices(sparse, q_GJD, kernels_NGD, **details))  # type: ignore[arg-type]
+    def select_and_keep(sparse: SparseConfig, q_GJD: np.ndarray, compressed_NGD: np.ndarray, **details: object) -> np.ndarray:
+        blocks_GC = select_blocks(sparse, q_GJD, compressed_NGD, **details)  # type: ignore[arg-type]
+        keep(sparse, blocks_GC, clear_choices(sparse, q_GJD, compressed_NGD, **details))  # type: ignore[arg-type]
         return blocks_GC
 
     select_in_torch = torch_sparse.select_blocks
 
     def select_and_keep_in_torch(
-        sparse: SparseConfig, q_RGJD: torch.Tensor, kernels: tuple[torch.Tensor, torch.Tensor | None], *, positions_R: torch.Tensor
+        sparse: SparseConfig, q_RGJD: torch.Tensor, compressed: tuple[torch.Tensor, torch.Tensor | None], *, positions_R: torch.Tensor
     ) -> torch.Tensor:
-        blocks_RGC = select_in_torch(sparse, q_RGJD, kernels, positions_R=positions_R)
+        blocks_RGC = select_in_torch(sparse, q_RGJD, compressed, positions_R=positions_R)
         for blocks_GC, position in zip(blocks_RGC.cpu().numpy(), positions_R.tolist(), strict=True):
             keep(sparse, np.where(blocks_GC > position // 64, -1, blocks_GC), np.zeros(len(blocks_GC), bool))
         return blocks_RGC
@@ -60,14 +60,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarra
 
 
 def clear_choices(
-    sparse: SparseConfig, q_GJD: np.ndarray, kernels_NGD: np.ndarray, *, position: int, coarse_NGD: np.ndarray | None
+    sparse: SparseConfig, q_GJD: np.ndarray, compressed_NGD: np.ndarray, *, position: int, coarse_NGD: np.ndarray | None
 ) -> np.ndarray:
-    """Whether no score is nearly that of the last block taken, bool [G]; the same is clear: of a kernel that two blocks share."""
+    """Whether no score is nearly that of the last block taken, bool [G]; the same is clear: of a compressed key that two blocks share."""
     between, count = candidates(sparse, position), sparse.num_best_blocks
     if len(between) <= count:
         return np.ones(len(q_GJD), bool)
-    seen = None if coarse_NGD is None else coarse_NGD[: num_kernels(sparse, position + 1, times=COARSE)]
-    scores_GB = pool_blocks(sparse, score_kernels(q_GJD, kernels_NGD[: num_kernels(sparse, position + 1)], seen), between)
+    seen = None if coarse_NGD is None else coarse_NGD[: num_compressed(sparse, position + 1, times=COARSE)]
+    scores_GB = pool_blocks(sparse, score_compressed(q_GJD, compressed_NGD[: num_compressed(sparse, position + 1)], seen), between)
     last_G1 = -np.sort(-scores_GB, axis=1)[:, count - 1 : count]
     is_near_GB = (abs(scores_GB - last_G1) < NEAR * last_G1) & (scores_GB != last_G1)
     return ~is_near_GB.any(axis=1)

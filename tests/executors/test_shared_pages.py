@@ -23,7 +23,9 @@ RULES = {
 }
 FORMATS = {"native": ("f32", "f16", "bf16", "int8"), "torch": ("bf16",), "reference": ("int8",)}
 CASES = [(executor, kv_format, rule) for executor, formats in FORMATS.items() for kv_format in formats for rule in RULES]
-CASES = [pytest.param(*case, id="-".join(case)) for case in CASES if case[0] != "reference" or case[2] == "tiny"]  # it keeps no kernels
+CASES = [
+    pytest.param(*case, id="-".join(case)) for case in CASES if case[0] != "reference" or case[2] == "tiny"
+]  # it keeps no compressed keys
 CASES += [pytest.param(*CUDA.values, "bf16", rule, id=f"torch-cuda-bf16-{rule}", marks=CUDA.marks) for rule in RULES]
 POISON = 96  # its embedding is NaN, and so are its keys and values
 PAGES = [3, 9, 5, 12, 0, 7, 1, 11]
@@ -57,7 +59,7 @@ def alone(runner: Executor, tokens: list[int], start: int) -> np.ndarray:
 @pytest.mark.parametrize(("executor", "kv_format", "rule"), CASES)
 @pytest.mark.parametrize("shared", [128, 143], ids=lambda n: f"of-{n}")
 def test_sequences_that_part_are_each_as_alone(executor: str, kv_format: str, rule: str, shared: int) -> None:
-    """The prefix ends with a page, before and after a kernel is complete; kernels that cross its end differ for the two."""
+    """The prefix ends with a page, before and after a compressed key is complete; compressed keys that cross its end differ for the two."""
     first, second = ([*prompt(shared, seed=0), *prompt(80, seed=seed)] for seed in (1, 2))
     wanted = [alone(toy(executor, rule, kv_format), tokens, shared) for tokens in (first, second)]
     runner, whole = toy(executor, rule, kv_format), shared // PAGE_TOKENS

@@ -15,8 +15,8 @@ from minicpm4.executors.torch.compressed import CompressedKeys, RowKeys
 from minicpm4.executors.torch.sparse import select_blocks as select_blocks_in_torch
 from minicpm4.model import ModelConfig, pages_for
 from minicpm4.model.config import SparseConfig
-from minicpm4.model.sparse import COARSE, candidates, compress, num_kernels, pool_blocks, score_kernels, select_blocks
-from minicpm4.model.sparse_step import kernel_slots, new_kernels, plan_sparse
+from minicpm4.model.sparse import COARSE, candidates, compress, num_compressed, pool_blocks, score_compressed, select_blocks
+from minicpm4.model.sparse_step import compressed_slots, new_compressed_keys, plan_sparse
 from tests.toy import CUDA, DEVICES, EXECUTORS, MINDSPORE, POISON, plan_step, toy_config, toy_executor, toy_weights
 
 TINY = SparseConfig(window_size=64, topk=2, dense_len=0)  # three blocks of 64: the first, its own, and one chosen
@@ -94,8 +94,8 @@ def test_torch_selects_the_rules_blocks_but_for_near_ties(device: str, heads: in
     between, num_others = candidates(sparse, 650), 0
     for row, position in enumerate(positions.tolist()):
         wanted = select_blocks(sparse, q[position], fine, position=position, coarse_NGD=coarse)
-        seen = None if coarse is None else coarse[: num_kernels(sparse, position + 1, times=COARSE)]
-        scores = pool_blocks(sparse, score_kernels(q[position], fine[: num_kernels(sparse, position + 1)], seen), between)
+        seen = None if coarse is None else coarse[: num_compressed(sparse, position + 1, times=COARSE)]
+        scores = pool_blocks(sparse, score_compressed(q[position], fine[: num_compressed(sparse, position + 1)], seen), between)
         ranked = -np.sort(-scores, axis=1)
         margins = ranked[:, sparse.num_best_blocks - 1] - ranked[:, sparse.num_best_blocks]
         for group in np.flatnonzero((got[row] != wanted).any(axis=1)):
@@ -106,14 +106,14 @@ def test_torch_selects_the_rules_blocks_but_for_near_ties(device: str, heads: in
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_equal_scores_go_to_the_lower_block_in_torch_too(device: str) -> None:
-    kernels, positions = torch.ones((62, 1, 4), device=device), torch.tensor([1023, 130], device=device)
-    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4), device=device), (RowKeys(kernels), None), positions_R=positions)
+    compressed, positions = torch.ones((62, 1, 4), device=device), torch.tensor([1023, 130], device=device)
+    got = select_blocks_in_torch(MIXED, torch.ones((2, 1, 3, 4), device=device), (RowKeys(compressed), None), positions_R=positions)
     assert got.tolist() == [[[0, 1, 2, 14, 15]], [[0, 1, 2, 3, 3]]]  # what the second has not is a block after its own
 
 
 @pytest.mark.parametrize("executor", ["torch", CUDA])
 @pytest.mark.parametrize("kv_format", ["f16", "bf16"])
-def test_kernels_are_means_of_keys_as_they_are_stored(kv_format: str, executor: str) -> None:
+def test_compressed_keys_are_means_of_keys_as_they_are_stored(kv_format: str, executor: str) -> None:
     """Against float32 some rows choose otherwise; the two executors, which round alike, all choose the same."""
     tokens = prompt(400)
     reference, other, exact = (
@@ -174,20 +174,20 @@ def test_what_others_left_in_pages_is_never_read(executor: str) -> None:
 
 def stored_keys(store: CompressedKeys, pages_P: np.ndarray, *, layer: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The compressed keys, and the coarse ones, of the first tokens of a sequence with these pages."""
-    fine, coarse = (kernel_slots(store.sparse, pages_P, num_tokens=num_tokens, times=times) for times in (1, COARSE))
+    fine, coarse = (compressed_slots(store.sparse, pages_P, num_tokens=num_tokens, times=times) for times in (1, COARSE))
     return store.fine[layer, fine], None if store.coarse is None else store.coarse[layer, coarse]
 
 
 @pytest.mark.parametrize("executor", ["torch", CUDA])
-def test_random_pages_have_the_kernels_of_their_keys(executor: str) -> None:
+def test_random_pages_have_the_compressed_keys_of_their_keys(executor: str) -> None:
     """As the reference, which makes them anew, would see: the next token's logits are its own."""
     runner = toy(executor, COARSE_TINY)
     runner.randomize_pages(np.array([5, 2, 11], np.int32), seed=1)
     keys = runner._cache.keys[1]  # type: ignore[attr-defined]
     tokens = (np.array([5, 2, 11])[:, None] * 64 + np.arange(64)).ravel()
-    kernels, coarse = stored_keys(runner._cache.compressed, np.array([5, 2, 11]), layer=1, num_tokens=192)  # type: ignore[attr-defined]
+    compressed, coarse = stored_keys(runner._cache.compressed, np.array([5, 2, 11]), layer=1, num_tokens=192)  # type: ignore[attr-defined]
     keys = keys.cpu()[tokens].numpy()
-    np.testing.assert_allclose(kernels.cpu(), compress(COARSE_TINY, keys), atol=1e-6)
+    np.testing.assert_allclose(compressed.cpu(), compress(COARSE_TINY, keys), atol=1e-6)
     np.testing.assert_allclose(coarse.cpu(), compress(COARSE_TINY, keys, times=COARSE), atol=1e-6)
 
 
@@ -196,8 +196,8 @@ def test_random_pages_have_the_kernels_of_their_keys(executor: str) -> None:
 @pytest.mark.parametrize(
     "sizes", [(333,), (1,) * 333, (31, 1, 1, 31, 64, 205), (127, 1, 100, 105), (50,) * 6 + (33,)], ids=lambda s: f"{len(s)}"
 )
-def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...], sparse: SparseConfig, device: str) -> None:
-    """Two sequences side by side on scattered pages; every kernel is written once, in the step that writes its last token."""
+def test_compressed_keys_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...], sparse: SparseConfig, device: str) -> None:
+    """Two sequences side by side on scattered pages; every compressed key is written once, in the step that writes its last token."""
     config, pages = toy_config(num_layers=1, num_kv_heads=2, head_dim=4), ([7, 1, 4, 9, 3, 0], [2, 8, 6, 5, 11, 10])
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn((12 * 64, 2, 4), generator=generator).to(device)
@@ -207,7 +207,7 @@ def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...],
         step = plan_step([([0] * size, start, own) for own in pages])
         stored[step.slots_T] = keys[step.slots_T]
         store.write(0, stored, plan_sparse(sparse, step))
-        written += new_kernels(sparse, step).slots_W.tolist()
+        written += new_compressed_keys(sparse, step).slots_W.tolist()
         start += size
         for own in pages:
             slots = (np.array(own)[:, None] * 64 + np.arange(64)).ravel()[:start]
@@ -216,5 +216,5 @@ def test_kernels_made_step_by_step_are_those_of_all_keys(sizes: tuple[int, ...],
             np.testing.assert_allclose(fine.cpu(), compress(sparse, sequence), atol=1e-6)
             if coarse is not None:
                 np.testing.assert_allclose(coarse.cpu(), compress(sparse, sequence, times=COARSE), atol=1e-6)
-    wanted = [slot for own in pages for slot in kernel_slots(sparse, np.array(own), num_tokens=start).tolist()]
+    wanted = [slot for own in pages for slot in compressed_slots(sparse, np.array(own), num_tokens=start).tolist()]
     assert sorted(written) == sorted(wanted)

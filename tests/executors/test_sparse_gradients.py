@@ -21,10 +21,10 @@ TINY = SparseConfig(window_size=64, topk=2, dense_len=150)
 
 def seen_tokens(sparse: SparseConfig, q_TGJD: np.ndarray, k_TGD: np.ndarray) -> np.ndarray:
     """bool [G, T, T]: which tokens each row and kv head attends to."""
-    kernels = compress(sparse, k_TGD)
+    compressed = compress(sparse, k_TGD)
     seen = np.tril(np.ones((k_TGD.shape[1], len(q_TGJD), len(q_TGJD)), bool))
     for row in np.flatnonzero(is_sparse(sparse, np.arange(len(q_TGJD)))):
-        for group, blocks in enumerate(select_blocks(sparse, q_TGJD[row], kernels, position=int(row))):
+        for group, blocks in enumerate(select_blocks(sparse, q_TGJD[row], compressed, position=int(row))):
             seen[group, row] &= np.isin(np.arange(len(q_TGJD)) // PAGE_TOKENS, blocks)
     return seen
 

@@ -11,14 +11,14 @@ from minicpm4.model.sparse import (
     Attended,
     candidates,
     compress,
+    compressed_of_block,
+    compressed_place,
     count_attended,
     is_sparse,
-    kernel_place,
-    kernels_of_block,
     num_blocks,
-    num_kernels,
+    num_compressed,
     pool_blocks,
-    score_kernels,
+    score_compressed,
     select_blocks,
 )
 
@@ -77,9 +77,9 @@ def test_any_group_of_heads_chooses_together(heads: int) -> None:
 
 
 def test_the_sum_is_what_counts_and_not_a_single_head() -> None:
-    """Two heads that like a kernel a little beat one that likes another alone; by hand: shares 1/2 + 1/2 against 1/2 + 0."""
-    kernels = np.array([[[9.0, 9.0]], [[9.0, -9.0]], [[-9.0, 9.0]]], np.float32)
-    scores = score_kernels(np.array([[[9.0, 0.0], [0.0, 9.0]]], np.float32), kernels)
+    """Two heads that like a compressed key a little beat one that likes another alone; by hand: shares 1/2 + 1/2 against 1/2 + 0."""
+    compressed = np.array([[[9.0, 9.0]], [[9.0, -9.0]], [[-9.0, 9.0]]], np.float32)
+    scores = score_compressed(np.array([[[9.0, 0.0], [0.0, 9.0]]], np.float32), compressed)
     np.testing.assert_allclose(scores, [[1, 0.5, 0.5]], atol=1e-6)
 
 
@@ -88,41 +88,41 @@ def test_equal_scores_go_to_the_lower_block() -> None:
     assert chosen(SMALL, np.ones((1, 2, 4), np.float32), keys, 1023).tolist() == [[0, 1, 2, 14, 15]]
 
 
-def test_a_block_is_as_good_as_the_best_kernel_that_touches_it() -> None:
+def test_a_block_is_as_good_as_the_best_compressed_key_that_touches_it() -> None:
     scores = np.zeros((1, 40), np.float32)
     scores[0, 11] = 1  # tokens 176 to 207: of blocks 2 and 3
     np.testing.assert_array_equal(pool_blocks(SMALL, scores, range(6)), [[0, 0, 1, 1, 0, 0]])
-    assert [list(kernels_of_block(PAPER, block)) for block in (0, 1, 5)] == [[0, 1, 2, 3], [3, 4, 5, 6, 7], [19, 20, 21, 22, 23]]
+    assert [list(compressed_of_block(PAPER, block)) for block in (0, 1, 5)] == [[0, 1, 2, 3], [3, 4, 5, 6, 7], [19, 20, 21, 22, 23]]
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(0, 0), (31, 0), (32, 1), (47, 1), (48, 2), (64, 3), (131072, 8191)])
-def test_a_kernel_is_there_once_all_its_tokens_are(tokens: int, count: int) -> None:
-    assert num_kernels(PAPER, tokens) == count
-    assert num_kernels(PAPER, tokens) == sum(16 * j + 31 < tokens for j in range(tokens))
+def test_a_compressed_key_is_there_once_all_its_tokens_are(tokens: int, count: int) -> None:
+    assert num_compressed(PAPER, tokens) == count
+    assert num_compressed(PAPER, tokens) == sum(16 * j + 31 < tokens for j in range(tokens))
 
 
-def test_coarse_kernels_are_four_times_as_long_and_as_rare() -> None:
-    assert [num_kernels(PAPER, tokens, times=COARSE) for tokens in (0, 127, 128, 191, 192, 131072)] == [0, 0, 1, 1, 2, 2047]
+def test_coarse_compressed_keys_are_four_times_as_long_and_as_rare() -> None:
+    assert [num_compressed(PAPER, tokens, times=COARSE) for tokens in (0, 127, 128, 191, 192, 131072)] == [0, 0, 1, 1, 2, 2047]
 
 
-def test_kernels_are_means_and_do_not_depend_on_how_many_are_made() -> None:
+def test_compressed_keys_are_means_and_do_not_depend_on_how_many_are_made() -> None:
     _, keys = random_heads(300)
-    kernels, coarse = compress(PAPER, keys), compress(PAPER, keys, times=COARSE)
-    assert (len(kernels), len(coarse)) == (17, 3)
-    np.testing.assert_allclose(kernels[5], keys[80:112].astype(np.float64).mean(axis=0), atol=1e-6)
+    compressed, coarse = compress(PAPER, keys), compress(PAPER, keys, times=COARSE)
+    assert (len(compressed), len(coarse)) == (17, 3)
+    np.testing.assert_allclose(compressed[5], keys[80:112].astype(np.float64).mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(coarse[2], keys[128:256].astype(np.float64).mean(axis=0), atol=1e-6)
     for length in range(301):
-        np.testing.assert_array_equal(compress(PAPER, keys[:length]), kernels[: num_kernels(PAPER, length)])
-    np.testing.assert_array_equal(compress(PAPER, keys[80:112]), kernels[5:6])
+        np.testing.assert_array_equal(compress(PAPER, keys[:length]), compressed[: num_compressed(PAPER, length)])
+    np.testing.assert_array_equal(compress(PAPER, keys[80:112]), compressed[5:6])
 
 
-def test_a_page_keeps_the_kernels_that_end_in_it() -> None:
-    assert [kernel_place(PAPER, kernel) for kernel in range(8)] == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
-    assert [kernel_place(PAPER, kernel, times=COARSE) for kernel in range(3)] == [(1, 0), (2, 0), (3, 0)]
+def test_a_page_keeps_the_compressed_keys_that_end_in_it() -> None:
+    assert [compressed_place(PAPER, kernel) for kernel in range(8)] == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
+    assert [compressed_place(PAPER, kernel, times=COARSE) for kernel in range(3)] == [(1, 0), (2, 0), (3, 0)]
     for kernel in range(100):
-        page, place = kernel_place(PAPER, kernel)
-        assert num_kernels(PAPER, 64 * page) <= kernel < num_kernels(PAPER, 64 * page + 64)
-        assert 0 <= place < PAPER.kernels_per_block
+        page, place = compressed_place(PAPER, kernel)
+        assert num_compressed(PAPER, 64 * page) <= kernel < num_compressed(PAPER, 64 * page + 64)
+        assert 0 <= place < PAPER.compressed_per_block
 
 
 def test_the_future_is_never_looked_at() -> None:
@@ -136,10 +136,10 @@ def test_the_future_is_never_looked_at() -> None:
 @pytest.mark.parametrize(
     "sparse", [PAPER, SMALL, SparseConfig(window_size=64, topk=1), SparseConfig(init_blocks=3, topk=5, window_size=64)]
 )
-def test_every_candidate_overlaps_a_kernel_that_is_seen(sparse: SparseConfig) -> None:
+def test_every_candidate_overlaps_a_compressed_key_that_is_seen(sparse: SparseConfig) -> None:
     for position in range(0, 9000, 61):
-        seen = num_kernels(sparse, position + 1)
-        assert all(kernels_of_block(sparse, block).start < seen for block in candidates(sparse, position))
+        seen = num_compressed(sparse, position + 1)
+        assert all(compressed_of_block(sparse, block).start < seen for block in candidates(sparse, position))
 
 
 def test_all_blocks_while_there_are_no_more_than_the_papers_96() -> None:
@@ -179,13 +179,13 @@ def test_counts_add_up_and_say_under_five_percent_at_128k() -> None:
 
 
 def test_the_shortcut_divides_by_coarse_sums() -> None:
-    """By hand: every product is 0, so a sum over n kernels is n and each kernel's share of three heads 3 / n."""
+    """By hand: every product is 0, so a sum over n compressed keys is n and each compressed key's share of three heads 3 / n."""
     q, zeros = np.ones((1, 3, 4), np.float32), np.zeros((900, 1, 4), np.float32)
-    kernels, coarse = compress(PAPER, zeros), compress(PAPER, zeros, times=COARSE)
-    np.testing.assert_allclose(score_kernels(q, kernels), 3 / len(kernels), rtol=1e-6)
-    np.testing.assert_allclose(score_kernels(q, kernels, coarse), 3 / len(coarse), rtol=1e-6)
-    np.testing.assert_array_equal(score_kernels(q, kernels[:2], coarse[:0]), score_kernels(q, kernels[:2]))
-    assert score_kernels(q, kernels[:0]).shape == (1, 0)
+    compressed, coarse = compress(PAPER, zeros), compress(PAPER, zeros, times=COARSE)
+    np.testing.assert_allclose(score_compressed(q, compressed), 3 / len(compressed), rtol=1e-6)
+    np.testing.assert_allclose(score_compressed(q, compressed, coarse), 3 / len(coarse), rtol=1e-6)
+    np.testing.assert_array_equal(score_compressed(q, compressed[:2], coarse[:0]), score_compressed(q, compressed[:2]))
+    assert score_compressed(q, compressed[:0]).shape == (1, 0)
 
 
 def test_the_shortcut_is_only_taken_when_asked_for() -> None:

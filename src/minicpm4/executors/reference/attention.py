@@ -42,14 +42,14 @@ def attend_tokens(q_JD: np.ndarray, k_CD: np.ndarray, v_CD: np.ndarray) -> np.nd
 def attend_sparse(
     sparse: SparseConfig, q_TGJD: np.ndarray, cached: tuple[np.ndarray, np.ndarray], *, positions_T: np.ndarray
 ) -> np.ndarray:
-    """The same over the tokens of the blocks that each row and kv head chooses. Kernels are made anew from the keys at each call."""
+    """The same over the tokens of the blocks that each row and kv head chooses. Compressed keys are made anew at each call."""
     k_LGD, v_LGD = cached
     out_TGJD = np.empty_like(q_TGJD)
     if not len(positions_T):
         return out_TGJD
-    kernels, coarse = compress(sparse, k_LGD), compress(sparse, k_LGD, times=COARSE) if sparse.has_coarse_lse else None
+    compressed, coarse = compress(sparse, k_LGD), compress(sparse, k_LGD, times=COARSE) if sparse.has_coarse_lse else None
     for row, position in enumerate(positions_T.tolist()):
-        blocks_GC = select_blocks(sparse, q_TGJD[row], kernels, position=position, coarse_NGD=coarse)
+        blocks_GC = select_blocks(sparse, q_TGJD[row], compressed, position=position, coarse_NGD=coarse)
         for group, blocks in enumerate(blocks_GC):
             tokens_C = (blocks[:, None] * PAGE_TOKENS + np.arange(PAGE_TOKENS)).ravel()
             tokens_C = tokens_C[tokens_C <= position]

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from minicpm4.model import ModelConfig
 from minicpm4.model.config import SparseConfig
-from minicpm4.model.sparse import COARSE, num_kernels
-from minicpm4.model.sparse_step import NewKernels, SparseStep, places_per_page
+from minicpm4.model.sparse import COARSE, num_compressed
+from minicpm4.model.sparse_step import NewCompressedKeys, SparseStep, places_per_page
 
 WRITTEN_AT_ONCE = 256  # their tokens are gathered first
 
@@ -44,7 +44,7 @@ class RowKeys:
 
 def compress(sparse: SparseConfig, keys_LGD: Tensor, *, times: int = 1) -> Tensor:
     """All compressed keys of a sequence, float32 [N, G, D]; times: COARSE for the coarse ones."""
-    size, stride, count = times * sparse.kernel_size, times * sparse.kernel_stride, num_kernels(sparse, len(keys_LGD), times=times)
+    size, stride, count = times * sparse.kernel_size, times * sparse.kernel_stride, num_compressed(sparse, len(keys_LGD), times=times)
     if not count:
         return keys_LGD.new_empty((0, *keys_LGD.shape[1:]), dtype=torch.float32)
     return keys_LGD.float().unfold(0, size, stride)[:count].mean(dim=-1)
@@ -72,12 +72,12 @@ class CompressedKeys:
 
     def write(self, layer: int, keys_XGD: Tensor, step: SparseStep) -> None:
         """Makes those that the step completes, from this layer's keys as they are stored."""
-        write_means(self.fine[layer], keys_XGD, step.kernels)
+        write_means(self.fine[layer], keys_XGD, step.compressed)
         if self.coarse is not None and step.coarse is not None:
             write_means(self.coarse[layer], keys_XGD, step.coarse)
 
 
-def write_means(store_XGD: Tensor, keys_XGD: Tensor, new: NewKernels) -> None:
+def write_means(store_XGD: Tensor, keys_XGD: Tensor, new: NewCompressedKeys) -> None:
     if not len(new.slots_W):
         return
     slots_W, tokens_WK = (torch.from_numpy(np.asarray(array, np.int64)).to(store_XGD.device) for array in (new.slots_W, new.tokens_WK))
@@ -98,7 +98,7 @@ def score_blocks(
         coarse_GJR1 = masked_lse(coarse_GJRN, hidden_keys(sparse, coarse_GJRN.shape[-1], positions_R=positions_R, times=COARSE))
         lse_GJR1 = torch.where(coarse_GJR1 == -torch.inf, lse_GJR1, coarse_GJR1)
     shares_GRN = (scores_GJRN - lse_GJR1).exp().masked_fill(is_hidden_RN, 0).sum(dim=1)
-    before, per_block = sparse.kernel_size // sparse.kernel_stride - 1, sparse.kernels_per_block  # those that reach in from before
+    before, per_block = sparse.kernel_size // sparse.kernel_stride - 1, sparse.compressed_per_block  # those that reach in from before
     after = num_blocks * per_block - shares_GRN.shape[-1]
     padded = functional.pad(shares_GRN, (before, max(0, after)))
     return padded.unfold(-1, before + per_block, per_block)[:, :, :num_blocks].amax(dim=-1).transpose(0, 1)

@@ -19,8 +19,8 @@ from minicpm4.executors.torch.dense import length_buckets
 from minicpm4.executors.torch.sparse import RowTokens
 from minicpm4.model import PAGE_TOKENS, Step
 from minicpm4.model.config import SparseConfig
-from minicpm4.model.sparse import COARSE, is_sparse, kernel_place, num_kernels
-from minicpm4.model.sparse_step import SparseStep, kernel_slots, places_per_page, plan_sparse
+from minicpm4.model.sparse import COARSE, compressed_place, is_sparse, num_compressed
+from minicpm4.model.sparse_step import SparseStep, compressed_slots, places_per_page, plan_sparse
 from minicpm4.model.step import set_bits
 
 Where = slice | Tensor  # indices of an axis; a slice, which copies nothing, where they are consecutive
@@ -169,7 +169,7 @@ class Planner:
         rule, length, pages_P = self.sparse, int(self.step.lengths_S[sequence]), self.step.pages_SP[sequence]
 
         def find(times: int) -> KeySlots:
-            return KeySlots(self.where(kernel_slots(rule, pages_P, num_tokens=length, times=times)))
+            return KeySlots(self.where(compressed_slots(rule, pages_P, num_tokens=length, times=times)))
 
         return self.sparse_rows(rows, RowTokens(self.move(pages_P[None])), self.of_both(find))
 
@@ -181,8 +181,8 @@ class Planner:
         rule, pages_BP = self.sparse, np.maximum(self.step.pages_SP[sequences_B], 0)
 
         def find(times: int) -> KeySlots:
-            count = num_kernels(rule, int(self.step.lengths_S[sequences_B].max()), times=times)
-            indices_N, places_N = kernel_place(rule, np.arange(count), times=times)
+            count = num_compressed(rule, int(self.step.lengths_S[sequences_B].max()), times=times)
+            indices_N, places_N = compressed_place(rule, np.arange(count), times=times)
             slots_BN = pages_BP[:, indices_N] * places_per_page(rule, times=times) + places_N
             return KeySlots(slice(0, 0), own_RN=self.move(slots_BN))
 
@@ -195,9 +195,9 @@ class Planner:
         tokens = RowTokens(self.move(pages_P[None]), start, self.move(self.path_slots(rows, start)))
 
         def find(times: int) -> KeySlots:
-            before = num_kernels(rule, start, times=times)
-            after = np.arange(before, num_kernels(rule, int(positions_R.max()) + 1, times=times))
-            common = self.where(kernel_slots(rule, pages_P, num_tokens=start, times=times))
+            before = num_compressed(rule, start, times=times)
+            after = np.arange(before, num_compressed(rule, int(positions_R.max()) + 1, times=times))
+            common = self.where(compressed_slots(rule, pages_P, num_tokens=start, times=times))
             size, stride = times * rule.kernel_size, times * rule.kernel_stride
             tokens_WK = after[:, None] * stride + np.arange(size)
             tokens_RWK = np.minimum(tokens_WK, positions_R[:, None, None])  # those of a key that the row does not see are its own

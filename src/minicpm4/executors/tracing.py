@@ -9,7 +9,7 @@ An executor translates each class of instruction, or rewrites the list first.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +27,6 @@ class Symbol:
     index: int
     columns: int
     has_logit_rows: bool = False
-
-
-class Shaped(Protocol):
-    """A weight while recording: whatever the executor keeps, if it has a shape."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,12 @@ class RmsNorm(Operation):
 
 
 @dataclass(frozen=True)
-class HeadNorm(RmsNorm):
+class HeadNorm(Operation):
     """Of every head on its own."""
+
+    x: Symbol
+    weight: Any
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class TracedStep:
 
 @dataclass
 class Tracer:
-    """Implements `model.ops.Ops`; see there for what each operation means."""
+    """Implements `model.ops.Ops`; see there for what each operation means. A weight is whatever the executor keeps, if it has a shape."""
 
     head_dim: int
     instructions: list[Operation] = field(default_factory=list)
@@ -173,22 +170,22 @@ class Tracer:
         self.instructions.append(operation)
         return operation.out
 
-    def embed(self, table: Shaped, tokens_T: Symbol) -> Symbol:
+    def embed(self, table: Any, tokens_T: Symbol) -> Symbol:
         return self.add(Embed(self.like(tokens_T, columns=table.shape[1]), table))
 
     def scale(self, x_TK: Symbol, factor: float) -> Symbol:
         return x_TK if factor == 1.0 else self.add(Scale(self.like(x_TK), x_TK, factor))
 
-    def rms_norm(self, x_TK: Symbol, weight_K: Shaped, eps: float) -> Symbol:
+    def rms_norm(self, x_TK: Symbol, weight_K: Any, eps: float) -> Symbol:
         return self.add(RmsNorm(self.like(x_TK), x_TK, weight_K, eps))
 
-    def rms_norm_heads(self, x_TK: Symbol, weight_D: Shaped, eps: float) -> Symbol:
+    def rms_norm_heads(self, x_TK: Symbol, weight_D: Any, eps: float) -> Symbol:
         return self.add(HeadNorm(self.like(x_TK), x_TK, weight_D, eps))
 
-    def add_bias(self, x_TK: Symbol, bias_K: Shaped) -> Symbol:
+    def add_bias(self, x_TK: Symbol, bias_K: Any) -> Symbol:
         return self.add(AddBias(self.like(x_TK), x_TK, bias_K))
 
-    def linear(self, x_TK: Symbol, weight_NK: Shaped) -> Symbol:
+    def linear(self, x_TK: Symbol, weight_NK: Any) -> Symbol:
         return self.add(Linear(self.like(x_TK, columns=weight_NK.shape[0]), x_TK, weight_NK))
 
     def rotation(self, positions_T: Symbol, table: RopeTable) -> Symbol:

@@ -40,6 +40,7 @@ class AscendGraph(PortableGraph):
         self.paged = ops.PagedAttention(config.num_heads, scale, config.num_kv_heads)
         self.flash = FlashAttentionScore(head_num=config.num_heads, scale_value=scale, input_layout="BSH")
         self.one = Tensor(1, ms.int32)
+        self.methods |= {Embed: self.embed, Linear: self.linear, Attend: self.attend, Swiglu: self.swiglu}
 
     def embed(self, embed: Embed) -> str:
         return self.writer.call(GATHER, self.writer.name_of(embed.table), "tokens_T", "0")

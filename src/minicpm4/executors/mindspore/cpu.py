@@ -59,6 +59,7 @@ class CpuGraph(PortableGraph):
     def __init__(self, config: ModelConfig, size: tuple[int, int], *, addresses: tuple[Tensor, ...]) -> None:
         super().__init__(config, size, ms.float32)
         self.addresses, self.kernel = addresses, custom("attend", config.num_heads * config.head_dim)
+        self.methods |= {Embed: self.embed, Linear: self.linear, Attend: self.attend, Swiglu: self.swiglu}
 
     def embed(self, embed: Embed) -> str:
         return self.writer.call(embed.table.look_up, "tokens_T", self.writer.name_of(embed.table.address))

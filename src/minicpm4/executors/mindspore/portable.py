@@ -19,16 +19,12 @@ from minicpm4.executors.tracing import (
     INPUTS,
     AddBias,
     AddScaled,
-    Attend,
-    Embed,
     HeadNorm,
     Instruction,
-    Linear,
     RmsNorm,
     Rope,
     Rotation,
     Scale,
-    Swiglu,
     Symbol,
     Take,
     Trace,
@@ -41,7 +37,7 @@ COSINE, SINE, HALVES, JOIN = ops.Cos(), ops.Sin(), ops.Split(-1, 2), ops.Concat(
 
 class PortableGraph:
     """A graph of one size of step, float32 results. size: padded rows, and padded rows of logits. dtype: of activations; rotations are
-    float32. What is not implemented here is each device's own.
+    float32. methods: of each class of instruction; a device adds its own.
     """
 
     def __init__(self, config: ModelConfig, size: tuple[int, int], dtype: Any) -> None:
@@ -50,16 +46,12 @@ class PortableGraph:
         self.names: dict[Symbol, str] = {}
         self.sines: dict[Symbol, str] = {}  # of rotations, whose own name is that of the cosines
         self.methods: dict[type[Instruction], Callable[[Any], str]] = {
-            Embed: self.embed,
             Scale: self.scale,
             RmsNorm: self.rms_norm,
             HeadNorm: self.head_norm,
             AddBias: self.add_bias,
-            Linear: self.linear,
             Rotation: self.rotation,
             Rope: self.rope,
-            Attend: self.attend,
-            Swiglu: self.swiglu,
             AddScaled: self.add_scaled,
             Take: self.take,
         }
@@ -86,20 +78,8 @@ class PortableGraph:
         """What has heads, with the shape of this symbol."""
         return self.writer.call(RESHAPE, name, f"({self.rows(like)}, {like.columns})")
 
-    def embed(self, embed: Embed) -> str:
-        raise NotImplementedError
-
     def normed(self, name: str, weight: Any, eps: float) -> str:
-        """Over the last axis."""
-        raise NotImplementedError
-
-    def linear(self, linear: Linear) -> str:
-        raise NotImplementedError
-
-    def attend(self, attend: Attend) -> str:
-        raise NotImplementedError
-
-    def swiglu(self, swiglu: Swiglu) -> str:
+        """Over the last axis; each device's own."""
         raise NotImplementedError
 
     def scale(self, scale: Scale) -> str:

@@ -1,11 +1,11 @@
-"""The native executor: packs the weights, builds the program from the recorded forward pass, and replays it in C++.
+"""The native executor: packs the weights, builds the program from the traced forward pass, and replays it in C++.
 
 Knows the C++ module's calls; the kernels, their layouts and their instruction sets are in native/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,12 @@ from minicpm4 import _native
 from minicpm4.errors import CapacityError
 from minicpm4.executors.base import BlockMaxima, CacheSize, StepResult, WeightLoader
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, choose_isa, native_rule
+from minicpm4.executors.native.instructions import PlacedWeight, lower
 from minicpm4.executors.native.options import CODE_BYTES, NativeOptions
-from minicpm4.executors.native.record import Call, Named, Value, record
-from minicpm4.executors.native.schedule import (
-    Phase,
-    add_block_maxima,
-    add_quantization,
-    add_scale_to_embedding,
-    assign_buffers,
-    group_phases,
-)
+from minicpm4.executors.native.program import write_program
+from minicpm4.executors.native.schedule import group_phases
 from minicpm4.executors.native.tile_cache import Packed, TileCacheError, read_tiles, write_tiles
+from minicpm4.executors.tracing import Linear, trace
 from minicpm4.hardware import Choice
 from minicpm4.model import Model, ModelConfig, Step, assemble
 from minicpm4.model.linear_step import linearize
@@ -34,7 +29,6 @@ from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import dequantize
 from minicpm4.quant.activations import meets_bf16
 
-VECTOR_OPS = ("rms_norm", "rms_norm_heads", "add_bias")  # whose weight is a vector
 BF16_ROWS = 1  # the tag of rows that are multiplied in bfloat16
 
 
@@ -82,38 +76,37 @@ class NativeExecutor:
         self.kv_bytes = int(self._program.kv_bytes)
 
     def _build(self, weights: WeightLoader, options: NativeOptions, cache: CacheSize) -> int:
-        """Loads every parameter, records the forward pass, writes the program; returns the bytes that decoding a token reads."""
-        places, matrices, arena = dict[str, int](), dict[str, Packed](), _native.Arena()
+        """Loads every parameter, traces the forward pass, writes the program; returns the bytes that decoding a token reads."""
+        matrices, arena = dict[str, Packed](), _native.Arena()
         kept = self._read_kept(options.tile_cache)
 
-        def load(name: str) -> Named:
+        def load(name: str) -> PlacedWeight:
             matrix = kept.get(name)
             if matrix is None:
                 tensor = weights(name)
                 if len(tensor.shape) == 1:
-                    places[name] = self._program.add_vector(dequantize(tensor))
-                    return Named(name, tensor.shape)
+                    return PlacedWeight(self._program.add_vector(dequantize(tensor)), tensor.shape)
                 rows, columns = tensor.shape
                 packed = _native.pack(tensor.format.name, rows, columns, tensor.data, self._pool, arena)
                 matrix = Packed(tensor.format.name, (rows, columns), packed)
             matrices[name] = matrix
-            places[name] = self._program.add_weight(matrix.weight)
-            return Named(name, matrix.shape)
+            form = STORAGE_FORMATS[matrix.format_name]
+            return PlacedWeight(
+                self._program.add_weight(matrix.weight),
+                matrix.shape,
+                reads_codes=not form.is_dense and CODE_BYTES[options.activations] > 0,
+                reads_bf16=options.prompt_activations == "bf16" and meets_bf16(form, matrix.shape[1]),
+                nbytes=matrix.weight.nbytes,
+            )
 
-        model: Model[Named] = assemble(self.config, load, context_length=cache.context_length)
-        calls, hidden = record(model, is_sparse=cache.sparse is not None)
-        calls = add_scale_to_embedding(calls)
-        forms = {name: STORAGE_FORMATS[m.format_name] for name, m in matrices.items()}
-        in_codes = {name for name, form in forms.items() if not form.is_dense and CODE_BYTES[options.activations] > 0}
-        has_bf16 = options.prompt_activations == "bf16"
-        in_bf16 = {name for name, form in forms.items() if has_bf16 and meets_bf16(form, matrices[name].shape[1])}
-        calls = add_quantization(calls, in_codes | in_bf16)
-        calls = add_block_maxima(calls, task_columns=self._program.task_columns)
-        phases = group_phases(calls, head_dim=self.config.head_dim)
-        self._write_program(phases, places, encoded=in_codes, hidden=hidden)
+        model: Model[PlacedWeight] = assemble(self.config, load, context_length=cache.context_length)
+        traced = trace(model)
+        instructions, maxima = lower(traced, is_sparse=cache.sparse is not None, task_columns=self._program.task_columns)
+        phases = group_phases(instructions, head_dim=self.config.head_dim)
+        write_program(self._program, phases, logits=traced.logits, maxima=maxima.out, hidden=traced.hidden)
         if options.tile_cache is not None and not kept:
             self._keep(options.tile_cache, matrices)
-        return sum(matrices[call.weight].weight.nbytes for call in calls if call.op == "linear" and call.weight)
+        return sum(each.weight.nbytes for each in instructions if isinstance(each, Linear))
 
     def _read_kept(self, path: Path | None) -> Mapping[str, Packed]:
         """The matrices that an earlier load has kept; nothing where there are none, or none that can be trusted."""
@@ -135,46 +128,6 @@ class NativeExecutor:
             self.choices += (Choice("packed weights", "made and kept", str(path)),)
         except OSError as error:
             self.warnings += (f"the packed weights cannot be kept in {path}: {error.strerror}",)
-
-    def _write_program(self, phases: list[Phase], places: dict[str, int], *, encoded: Set[str], hidden: Value) -> None:
-        """places: of each parameter, among the program's weights if it is a matrix, among its vectors if it is a vector. encoded: weights
-        that meet encoded activations alone. hidden: the value that results show beside logits."""
-        program = self._program
-        buffer_of, buffers = assign_buffers(phases, encoded=encoded, kept=hidden)
-        for buffer in buffers:
-            program.add_buffer(buffer.columns, buffer.is_local)
-        for phase in phases:
-            program.begin_phase(getattr(_native.PhaseKind, phase.kind), phase.has_logit_rows)
-            for job in phase.jobs:
-                if phase.kind == "products":
-                    program.begin_job()
-                for call in (*job.products, *job.tail):
-                    self._write_call(call, buffer_of, places)
-        program.keep_hidden(buffer_of[hidden.index])
-
-    def _write_call(self, call: Call, buffer_of: dict[int, int], places: dict[str, int]) -> None:
-        def place(value: Value | None) -> int:
-            return -1 if value is None else buffer_of[value.index]
-
-        a, b = (*call.inputs, None, None)[:2]
-        weight = vector = -1
-        if call.table is not None:
-            table = np.concatenate((call.table.inverse_factors_F, call.table.inverse_frequencies_F))
-            vector = self._program.add_vector(table)
-        elif call.weight is not None and call.op in VECTOR_OPS:
-            vector = places[call.weight]
-        elif call.weight is not None:
-            weight = places[call.weight]
-        self._program.add(
-            getattr(_native.Op, call.op),
-            out=place(call.out),
-            a=place(a),
-            b=place(b),
-            weight=weight,
-            vector=vector,
-            layer=call.layer,
-            factor=call.factor,
-        )
 
     def run(self, step: Step) -> StepResult:
         s, branches = step, None

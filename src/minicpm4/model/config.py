@@ -56,7 +56,7 @@ class SparseConfig:
     window_size: tokens of the local window, in whole blocks of which the last is the row's own.
     topk: blocks beside the window: the init_blocks, which count here, and the best topk - init_blocks of those between.
     dense_len: a row that sees at most so many tokens, its own among them, attends to all of them; 0 and -1: no row does.
-    has_coarse_lse: whether scores are normalized by a logarithm of summed exponentials over coarser compressed keys (four times the size and
+    has_coarse_lse: whether scores are normalized by a logarithm of summed exponentials over coarser keys (four times the size and
     stride) instead of their own: a quarter of the work where that is a pass of its own, another order where it is close. False is exact.
     """
 

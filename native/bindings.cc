@@ -183,9 +183,9 @@ struct CheckedStep {
   std::vector<int32_t> writers_;  // the sequence that writes into each page
 
   void place_rows(int sequence, const int32_t* starts, int length, const Pages& pages, int most_pages) {
-    const int first = starts[sequence], last = starts[sequence + 1], num_pages = (length + kPageTokens - 1) / kPageTokens;
+    const int first = starts[sequence], last = starts[sequence + 1], num_pages = length / kPageTokens + (length % kPageTokens > 0);
     require(first <= last && last <= static_cast<int>(positions.size()), "starts do not rise");
-    require(last - first <= length, "a sequence is shorter than its rows");
+    require(length >= 0 && last - first <= length, "a sequence is shorter than its rows");
     require(num_pages <= static_cast<int>(pages.shape(1)), "a sequence is longer than its pages");
     const int32_t* own = pages.data() + static_cast<size_t>(sequence) * pages.shape(1);
     require_range(own, num_pages, most_pages, "a page is not in the cache");

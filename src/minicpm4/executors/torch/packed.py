@@ -24,9 +24,10 @@ from minicpm4.model.config import SparseConfig
 from minicpm4.model.sparse import COARSE
 
 # Documents of so many rows go alone, unpadded: there are few of them, and each is work enough for a call.
-# Figures of one thread of a shared AVX-512 machine: 16 query and 2 kv heads of 64, float32, seconds forward + backward, peak memory.
-# 50 documents of 32768 rows: 1.4 + 3.3, 670 MB; one call a document 1.3 + 2.7, 470 MB. 253 of 16384: 0.37 + 0.52; a call each 0.21 + 0.36. 20 of 8192:
-# 0.32 + 0.57; one mask of all rows by all rows 3.2 + 7.0. Without the limit, and rows gathered bucket by bucket: 2.7 + 5.6 of the 32768.
+# Figures of one thread of a shared AVX-512 machine: 16 query and 2 kv heads of 64, float32; seconds forward + backward, peak memory.
+# 50 documents of 32768 rows: 1.4 + 3.3, 670 MB; one call a document 1.3 + 2.7, 470 MB. 253 of 16384: 0.37 + 0.52; a call each
+# 0.21 + 0.36. 20 of 8192: 0.32 + 0.57; one mask of all rows by all rows 3.2 + 7.0. Without the limit, and rows gathered bucket by
+# bucket: 2.7 + 5.6 of the 32768.
 # torch 2.13 has no other way on a CPU: `flex_attention` has no backward there, nested tensors no causal attention.
 LONE_ROWS = 512
 

@@ -39,8 +39,8 @@ def attend_causal(q_BQHD: Tensor, k_BQGD: Tensor, v_BQGD: Tensor) -> Tensor:
 def attend_batch(q_BHD: Tensor, k_BLGD: Tensor, v_BLGD: Tensor, *, sees_BL: Tensor | None) -> Tensor:
     """One row a sequence, [B, H, D]. sees_BL: None where every row sees all tokens.
 
-    Query heads of a kv head are rows of one product: twice as fast as `enable_gqa` at 1024 tokens of the 0.5B shape, four times in
-    float32 at 4096 (one thread, AVX-512).
+    Query heads of a kv head are rows of one product: beside `enable_gqa`, 1.4 times as fast in bfloat16 and 2.8 times in float32 at
+    1024 tokens of the 0.5B shape, 2 and 4.3 times at 4096 (one thread, AVX-512).
     """
     q_BGJD = q_BHD.unflatten(1, (k_BLGD.shape[2], -1))
     k, v = (x.transpose(1, 2) for x in (k_BLGD, v_BLGD))

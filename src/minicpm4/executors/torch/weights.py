@@ -51,7 +51,8 @@ class Plain(Weight):
 class Stored(Weight):
     """As a file has it, perhaps quantized, dequantized when it is used: for rows, of which a step reads few.
 
-    Not for products: to dequantize MiniCPM4-0.5B's gate matrix takes 30 to 90 times as long as to multiply a row with it in bfloat16.
+    Not for products: to dequantize MiniCPM4-0.5B's gate matrix takes 9 (q8_0) to 26 times (q2_0) as
+    long as to multiply a row with it in bfloat16; to dequantize a row of 1024 takes 20 to 60 us.
     """
 
     def __init__(self, stored: PackedTensor, *, dtype: torch.dtype, device: torch.device) -> None:

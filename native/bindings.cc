@@ -233,8 +233,9 @@ nb::tuple run(Program& program, const Ints& tokens, const Ints& starts, const In
 
 // Rows of a draft tree, ascending, become the tokens from `start` on of the sequence that has these pages.
 void copy_slots(Program& program, const Ints& pages, int start, const Ints& rows) {
-  const int count = static_cast<int>(rows.size()), last = count ? start + rows.data()[count - 1] : start;
-  require(start >= 0 && last / kPageTokens < static_cast<int>(pages.size()), "a row is not in its sequence's pages");
+  const int count = static_cast<int>(rows.size());
+  const int64_t last = count ? int64_t{start} + rows.data()[count - 1] : start;
+  require(start >= 0 && last / kPageTokens < static_cast<int64_t>(pages.size()), "a row is not in its sequence's pages");
   require_range(pages.data(), static_cast<int>(pages.size()), program.options().num_pages, "a page is not in the cache");
   for (int i = 0; i < count; ++i) require(rows.data()[i] >= (i ? rows.data()[i - 1] + 1 : 0), "rows do not ascend");
   const nb::gil_scoped_release unlocked;

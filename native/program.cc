@@ -223,7 +223,7 @@ void Program::check_locals(const Instruction& in) const {
   const auto is_local = [&](int buffer) { return buffer >= 0 && buffers_[buffer].local >= 0; };
   const bool is_in_task = phases_.back().kind == PhaseKind::products && in.op != Op::block_maxima && !(in.op == Op::rope && is_local(in.b)) &&
                           !(in.op == Op::linear && options_.code_bytes == 0 && is_local(in.a));
-  if (in.op == Op::block_maxima && !phases_.back().over_logit_rows) throw std::invalid_argument("peaks are of wanted rows");
+  if (in.op == Op::block_maxima && !phases_.back().over_logit_rows) throw std::invalid_argument("block maxima are of rows of logits");
   if (!is_in_task && (is_local(in.out) || is_local(in.a) || is_local(in.b))) throw std::invalid_argument("a local buffer is looked at outside its task");
 }
 

@@ -39,19 +39,19 @@ constexpr int kTreePages = 256;          // pages behind the cache's own, for th
 enum class Op { embed, scale, rms_norm, rms_norm_heads, add_scaled, add_bias, swiglu, rotation, rope, take, quantize, store_keys, store_values, linear, attend, merge, block_maxima, compress_keys, select_blocks };
 
 // Operands that an op does not use are -1 or 0.
-//   embed    out = factor * weight[tokens]          linear  out = weight . a, with what a was encoded to
+//   embed    out = factor * weight[tokens]          linear  out = weight . a, with what a was quantized to
 //   scale    out = factor * a                       rms_norm  out = a / rms(a; eps = factor) * vector
 //   rms_norm_heads  the same of each head of a      add_bias  out = a + vector
 //   add_scaled  out = a + factor * b                swiglu    out = silu(a) * b
 //   rotation    out = cosines | sines of positions by the table `vector`
-//   rope        out = a turned by b                 take      out[i] = a[wanted[i]]
-//   quantize      a gets codes, where the program has any; rows of prompts are rounded to bfloat16 instead, where it has that
+//   rope        out = a turned by b                 take      out[i] = a[logit_rows[i]]
+//   quantize   a gets codes, where the program has any; rows of prompts are rounded to bfloat16 instead, where it has that
 //   store_keys, store_values   a -> keys, values of `layer`
-//   compress_keys    the compressed keys of `layer` that the step completes, from its keys
-//   select_blocks      the blocks of each sparse row that a's queries choose by the compressed keys of `layer`
+//   compress_keys   the compressed keys of `layer` that the step completes, from its keys
+//   select_blocks   the blocks of each sparse row that a's queries choose by the compressed keys of `layer`
 //   attend      out = attention of a over `layer`, but for rows that are alone in their sequence and see several splits;
 //   merge       these are put together here
-//   block_maxima       out's column t = the largest of a's columns in task t of the products, NaN where one is NaN
+//   block_maxima   out's column t = the largest of a's columns in task t of the products, NaN where one is NaN
 struct Instruction {
   Op op;
   int out = -1, a = -1, b = -1;
@@ -80,7 +80,7 @@ class Program {
   // is_local: whether its values are only looked at by the task that makes them, so that a task's worth of them is kept. What they are
   // encoded to is kept of all rows.
   int add_buffer(int columns, bool is_local = false);
-  // over_logit_rows: the phase's rows are the wanted ones instead of all.
+  // over_logit_rows: the phase's rows are the step's rows of logits instead of all.
   void begin_phase(PhaseKind kind, bool over_logit_rows);
   // In a phase of products: what follows belongs together and has the same columns.
   void begin_job();
@@ -115,7 +115,7 @@ class Program {
   // The compressed keys that end with a token, of every layer.
   void compress_at(const int32_t* pages, int token);
   int num_all_pages() const { return options_.num_pages + kTreePages; }
-  // Which buffer holds what the head multiplies, after a run; see `hidden`.
+  // Which buffer holds what the head multiplies, after a run; -1 for none.
   void keep_hidden(int buffer) { hidden_buffer_ = buffer; }
   int hidden_buffer() const { return hidden_buffer_; }
   int columns_of(int buffer) const { return buffers_[buffer].columns; }
@@ -150,7 +150,7 @@ class Program {
     bool is_bf16;
   };
   // The dense or the sparse rows of a sequence of the step: their first attend task, how many tasks these are for a kv head (rows are
-  // taken `queries` at a time, each in num_splits splits), their first split among those of lone rows, their first sparse row, and their
+  // taken `queries` at a time, each in num_splits parts), their first split among those of lone rows, their first sparse row, and their
   // first select task (rows choose select_rows at a time).
   struct AttentionPlan {
     int sequence, first_row, last_row;

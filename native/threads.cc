@@ -58,9 +58,9 @@ class Binding {
 }  // namespace
 
 void Barrier::wait() {
-  if (members_ == 1) return;
+  if (num_workers_ == 1) return;
   const int round = round_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_workers_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
     round_.notify_all();

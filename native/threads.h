@@ -14,11 +14,11 @@ namespace minicpm4 {
 // All workers of a pool meet here; spins for some microseconds, then sleeps.
 class Barrier {
  public:
-  explicit Barrier(int workers) : members_(workers) {}
+  explicit Barrier(int workers) : num_workers_(workers) {}
   void wait();
 
  private:
-  const int members_;
+  const int num_workers_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> round_{0};
 };

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,14 @@ def test_the_memory_is_read_at_a_plausible_speed(monkeypatch: pytest.MonkeyPatch
 def test_packed_weights_are_kept_of_models_alone(subject: Subject) -> None:
     with pytest.raises(ConfigError, match="packed weights are kept of models, not of random weights; leave out --tile-cache"):
         run_bench(subject, LoadOptions(tile_cache=True), QUICK)
+
+
+def test_a_report_with_packed_weights_that_are_kept(subject: Subject, tmp_path: Path) -> None:
+    """It is JSON, without the file's place."""
+    kept = replace(subject, tile_cache=tmp_path / "tiles.bin")
+    values = json.loads(run_bench(kept, LoadOptions(tile_cache=True, threads=1), QUICK).as_json())
+    assert "tiles.bin" not in json.dumps(values)
+    assert (tmp_path / "tiles.bin").exists()
 
 
 SPARSE = LoadOptions(executor="torch", threads=1, sparse=True, sparse_topk=2, sparse_window=64, dense_len=100)

@@ -148,6 +148,19 @@ def test_a_prompt_is_computed_once_for_its_samples():
     assert len({tuple(answer) for answer in tokens.values()}) == 5
 
 
+def test_an_executor_with_a_cache_a_sequence_shares_and_copies_nothing():
+    """Each sample computes its prompt, and a second request too; answers are the same."""
+    engine = engine_of(executor := Pages(40), num_pages=40, shares_pages=False)
+    executor.copy_pages = None
+    prompt, params = list(range(40)) * 4, SamplingParams(n=3, max_tokens=4, temperature=1.0, seed=1)
+    tokens = {request: [] for _ in range(2) for request in engine.add(prompt, params)}
+    while engine.scheduler.has_work:
+        for event in engine.step():
+            tokens[event.request] += event.tokens
+    assert list(tokens.values()) == alone(prompt, params) * 2
+    assert executor.num_rows == 6 * (160 + 3)
+
+
 def test_a_second_turn_computes_what_is_new():
     engine = engine_of(executor := Pages(20), num_pages=20)
     question = [1, 2, 3] * 30

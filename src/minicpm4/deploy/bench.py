@@ -250,9 +250,10 @@ def recipe(
 ) -> dict[str, object]:
     """What is needed to run it again; command: the shell's words, with everything that was chosen spelled out."""
     chosen = asdict(options) | asdict(resolved) | asdict(cache) | ({"isa": isa} if executor == "native" else {})
+    chosen.pop("tile_cache", None)  # a place of this machine; `subject.flags` ask for it
     sparse_words = sparse_flags(cache.sparse, subject.config.sparse)
     flags = {"context_length": "ctx-size"}  # those that are not named as their fields
-    unsaid = ("num_pages", "max_step_tokens", "sparse", "tile_cache")  # they follow from the others, or are said in flags of their own
+    unsaid = ("num_pages", "max_step_tokens", "sparse")  # they follow from the others, or are said in flags of their own
     said = {flags.get(name, name.replace("_", "-")): value for name, value in chosen.items() if name not in unsaid and value is not None}
     words = [word for flag, value in said.items() for word in (f"--{flag}", str(value))]
     return {

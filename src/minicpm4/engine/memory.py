@@ -53,7 +53,7 @@ def plan_memory(
     cache_tokens: int | None = None,
     sparse: SparseConfig | None = None,
 ) -> MemoryPlan:
-    """The plan for these preferences; None means the model's own context, or as much of it as fits, and a cache of one context.
+    """The plan for these options; None means the model's own context, or as much of it as fits, and a cache of one context.
 
     options: of the executor. config, sparse: those that will run, which may reach further than the checkpoint's own config.
     ConfigError for sizes that cannot be; CapacityError where the plan does not fit the device's free memory, with the numbers;

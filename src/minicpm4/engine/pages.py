@@ -55,11 +55,6 @@ class PagePool:
     def is_free(self, page: int) -> bool:
         return self._num_holders[page] == 0
 
-    @property
-    def num_used(self) -> int:
-        """Pages that somebody holds."""
-        return self.num_pages - self.num_free
-
     def allocate(self, number: int) -> list[int]:
         """So many pages that were free, held once from now on; the caller has seen that there are so many."""
         assert 0 <= number <= self.num_free, f"{number} pages wanted, {self.num_free} are free"

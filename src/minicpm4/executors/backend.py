@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from minicpm4.errors import CapacityError, CheckpointError, ConfigError, UnsupportedError
 from minicpm4.executors.base import AS_CACHE, EXECUTORS, BackendOptions, CacheSize, Capabilities, Executor, WeightLoader
-from minicpm4.hardware import Choice
+from minicpm4.hardware import Choice, num_cores
 from minicpm4.model import ModelConfig, PackedTensor
 from minicpm4.model.config import SparseConfig
 from minicpm4.model.parameters import parameter_shapes
@@ -42,6 +42,12 @@ class Preferences:
     @property
     def given(self) -> dict[str, Any]:
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+
+def choose_threads(preferences: Preferences) -> Choice:
+    """How many CPU threads, as text."""
+    asked = preferences.threads
+    return Choice("threads", str(num_cores()), "one a core") if asked is None else Choice("threads", str(asked), "asked for")
 
 
 class Backend(Protocol):

@@ -50,6 +50,16 @@ class BackendOptions:
     device: str = "cpu"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThreadedOptions(BackendOptions):
+    """Of an executor that has CPU threads of its own. ConfigError for a number that cannot be."""
+
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_size("threads", self.threads)
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What an executor can do; asking for more is an UnsupportedError, raised by `check`.

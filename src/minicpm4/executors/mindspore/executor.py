@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from minicpm4.executors.backend import Preferences
+from minicpm4.executors.backend import Preferences, choose_threads
 from minicpm4.executors.base import AS_CACHE, HALF_CACHE, CacheSize, Capabilities, StepResult, WeightLoader, asked_or
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, weight_bytes
 from minicpm4.executors.mindspore.ascend import AscendDevice
@@ -20,7 +20,7 @@ from minicpm4.executors.mindspore.cpu import CpuDevice
 from minicpm4.executors.mindspore.options import MindSporeOptions
 from minicpm4.executors.paths import kept_path_step, path_steps
 from minicpm4.executors.tracing import Padder, trace
-from minicpm4.hardware import Choice, available_memory, num_cores
+from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import Model, ModelConfig, Step, assemble, pages_for
 from minicpm4.model.step import StepLimits, check_step
 from minicpm4.model.tensors import STORAGE_FORMATS
@@ -115,9 +115,7 @@ class MindSporeBackend:
         self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
     ) -> tuple[MindSporeOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`."""
-        threads = asked_or(
-            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
-        )
+        threads = choose_threads(preferences)
         kv_format = asked_or(preferences.kv_format, HALF_CACHE)
         options = MindSporeOptions(
             kv_format=kv_format.value, device=preferences.device or "cpu", threads=int(threads.value), isa=preferences.isa

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from minicpm4 import _native
-from minicpm4.executors.backend import Preferences
+from minicpm4.executors.backend import Preferences, choose_threads
 from minicpm4.executors.base import AS_CACHE, HALF_CACHE, CacheSize, Capabilities, WeightLoader, asked_or
 from minicpm4.executors.cpu_kernels import USABLE_ISAS, weight_bytes
 from minicpm4.executors.native.executor import NativeExecutor
 from minicpm4.executors.native.options import CODE_BYTES, NativeOptions, choose_activations, choose_prompt_activations
-from minicpm4.hardware import Choice, available_memory, num_cores
+from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import ModelConfig
 from minicpm4.model.tensors import STORAGE_FORMATS
 from minicpm4.quant import KV_FORMATS
@@ -34,9 +34,7 @@ class NativeBackend:
         self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
     ) -> tuple[NativeOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`, and the functions below for each choice."""
-        threads = asked_or(
-            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
-        )
+        threads = choose_threads(preferences)
         activations = choose_activations(preferences, config, formats)
         can_be_bf16 = preferences.isa in self.capabilities.bf16_isas
         prompts = choose_prompt_activations(preferences, activations.value, config=config, formats=formats, can_be_bf16=can_be_bf16)

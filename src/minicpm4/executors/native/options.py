@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicpm4.executors.backend import Preferences
-from minicpm4.executors.base import BackendOptions, check_size
+from minicpm4.executors.base import ThreadedOptions
 from minicpm4.hardware import Choice
 from minicpm4.model import ModelConfig
 from minicpm4.model.tensors import STORAGE_FORMATS
@@ -17,19 +17,15 @@ SMALL_HIDDEN_SIZE = 1024  # of models whose activations are kept in sixteen bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class NativeOptions(BackendOptions):
+class NativeOptions(ThreadedOptions):
     """threads: of the CPU. isa: instruction set, None for the best. activations: "int8", "int16" or "f32", what quantized weights are
     multiplied with. prompt_activations: "same", or "bf16", where rows of a prompt and weights of layers, but float32 ones, are rounded to
     bfloat16. tile_cache: the file that keeps the packed weights between loads; None for nowhere."""
 
-    threads: int = 1
     isa: str | None = None
     activations: str = "f32"
     prompt_activations: str = "same"
     tile_cache: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_size("threads", self.threads)
 
 
 def choose_activations(preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None) -> Choice:

@@ -11,24 +11,15 @@ import numpy as np
 import torch
 
 from minicpm4.errors import UnsupportedError
-from minicpm4.executors.backend import Preferences
-from minicpm4.executors.base import (
-    HALF_CACHE,
-    BackendOptions,
-    CacheSize,
-    Capabilities,
-    StepResult,
-    WeightLoader,
-    asked_or,
-    check_size,
-)
+from minicpm4.executors.backend import Preferences, choose_threads
+from minicpm4.executors.base import HALF_CACHE, CacheSize, Capabilities, StepResult, ThreadedOptions, WeightLoader, asked_or
 from minicpm4.executors.torch.cache import PagedCache
 from minicpm4.executors.torch.loading import Loader, choose_products
 from minicpm4.executors.torch.ops import TorchOps
 from minicpm4.executors.torch.paged import PagedAttention
 from minicpm4.executors.torch.settings import own_settings
 from minicpm4.executors.torch.weights import Weight
-from minicpm4.hardware import Choice, available_memory, num_cores
+from minicpm4.hardware import Choice, available_memory
 from minicpm4.model import PAGE_TOKENS, Model, ModelConfig, Segment, Step, forward, make_step
 from minicpm4.model.sparse_step import plan_sparse
 from minicpm4.model.step import StepLimits, check_step, whole_pages_step
@@ -40,15 +31,11 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's alloca
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchOptions(BackendOptions):
-    """threads: of the CPU. device: "cpu" or "cuda". dtype: of weights and activations, "f32" or "bf16"; logits are float32, but of what
-    bfloat16 has room for."""
+class TorchOptions(ThreadedOptions):
+    """threads: of the CPU. device: "cpu" or "cuda". dtype: of weights and activations, "f32" or "bf16"; logits are float32, of sums
+    that were rounded to it."""
 
-    threads: int = 1
     dtype: str = "f32"
-
-    def __post_init__(self) -> None:
-        check_size("threads", self.threads)
 
 
 def slots_of(pages: np.ndarray, indices: np.ndarray) -> torch.Tensor:
@@ -145,9 +132,7 @@ class TorchBackend:
         self, preferences: Preferences, config: ModelConfig, formats: Iterable[str] | None
     ) -> tuple[TorchOptions, tuple[Choice, ...]]:
         """See `Backend.resolve`."""
-        threads = asked_or(
-            None if preferences.threads is None else str(preferences.threads), Choice("threads", str(num_cores()), "one a core")
-        )
+        threads = choose_threads(preferences)
         dtype = asked_or(preferences.dtype, Choice("dtype", "f32", "as exact as the reference"))
         as_computed = Choice("kv cache", "bf16", "as it is computed with: no conversion")
         kv_format = asked_or(preferences.kv_format, as_computed if dtype.value == "bf16" else HALF_CACHE)
